@@ -1,0 +1,155 @@
+//! Times as records carry them, and the zone in which days and weeks are counted.
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Local, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// A moment in whole seconds of UTC. Written `2026-11-20T01:00:02Z`, which sorts as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Time(DateTime<Utc>);
+
+const COMPACT: &str = "%Y%m%dT%H%M%SZ";
+
+impl Time {
+    /// `moment` with its fraction of a second cut off.
+    pub fn new(moment: DateTime<Utc>) -> Self {
+        Self(DateTime::from_timestamp(moment.timestamp(), 0).unwrap_or(DateTime::UNIX_EPOCH))
+    }
+
+    pub fn from_unix(seconds: i64) -> Option<Self> {
+        DateTime::from_timestamp(seconds, 0).map(Self)
+    }
+
+    pub fn unix(self) -> i64 {
+        self.0.timestamp()
+    }
+
+    pub fn utc(self) -> DateTime<Utc> {
+        self.0
+    }
+
+    /// As in ids and stems: `20261120T010002Z`.
+    pub fn compact(self) -> String {
+        self.0.format(COMPACT).to_string()
+    }
+
+    pub fn from_compact(text: &str) -> Result<Self> {
+        let parsed = NaiveDateTime::parse_from_str(text, COMPACT).ok().map(|t| Self(t.and_utc()));
+        parsed
+            .filter(|t| t.compact() == text)
+            .with_context(|| format!("`{}` is no time like 20261120T010002Z", text.escape_debug()))
+    }
+
+    /// Seconds from `earlier` to this; negative where `earlier` is later.
+    pub fn since(self, earlier: Time) -> i64 {
+        self.unix() - earlier.unix()
+    }
+
+    /// This moment moved by `seconds`, held at the ends of the calendar.
+    pub fn plus(self, seconds: i64) -> Self {
+        let delta =
+            TimeDelta::try_seconds(seconds).unwrap_or(if seconds < 0 { TimeDelta::MIN } else { TimeDelta::MAX });
+        let end = if seconds < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+        Self::new(self.0.checked_add_signed(delta).unwrap_or(end))
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Secs, true))
+    }
+}
+
+impl From<Time> for String {
+    fn from(time: Time) -> String {
+        time.to_string()
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = anyhow::Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// Reads RFC 3339 in any offset; a fraction of a second is cut off.
+impl FromStr for Time {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = DateTime::parse_from_rfc3339(text);
+        Ok(Self::new(
+            parsed
+                .map_err(|_| anyhow::anyhow!("`{}` is no time like 2026-11-20T01:00:02Z", text.escape_debug()))?
+                .to_utc(),
+        ))
+    }
+}
+
+/// The zone in which calendar periods are counted: this machine's, or one named by `--tz`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Zone {
+    #[default]
+    Local,
+    Named(chrono_tz::Tz),
+}
+
+impl Zone {
+    /// The wall clock of this zone at `time`.
+    pub fn local(self, time: Time) -> NaiveDateTime {
+        match self {
+            Zone::Local => Local.from_utc_datetime(&time.utc().naive_utc()).naive_local(),
+            Zone::Named(tz) => tz.from_utc_datetime(&time.utc().naive_utc()).naive_local(),
+        }
+    }
+
+    /// `2026-11-20 02:00` on this zone's wall clock.
+    pub fn minute(self, time: Time) -> String {
+        self.local(time).format("%Y-%m-%d %H:%M").to_string()
+    }
+}
+
+impl FromStr for Zone {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let tz = text
+            .parse()
+            .map_err(|_| anyhow::anyhow!("`{}` is no time zone like Europe/Berlin or UTC", text.escape_debug()))?;
+        Ok(Zone::Named(tz))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_and_write() {
+        let time: Time = "2026-11-20T01:00:02Z".parse().unwrap();
+        assert_eq!(time.to_string(), "2026-11-20T01:00:02Z");
+        assert_eq!(time.compact(), "20261120T010002Z");
+        assert_eq!(Time::from_compact("20261120T010002Z").unwrap(), time);
+        assert_eq!("2026-11-20T02:00:02.9+01:00".parse::<Time>().unwrap(), time);
+        for bad in ["", "2026-11-20", "2026-11-20 01:00:02", "now"] {
+            assert!(bad.parse::<Time>().is_err(), "{bad}");
+        }
+        for bad in ["20261120T010002", "2026112T010002Z", "20261120T0100020Z", "+0261120T010002Z"] {
+            assert!(Time::from_compact(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_clock_in_a_zone_knows_summer_time() {
+        let zone: Zone = "Europe/Berlin".parse().unwrap();
+        assert_eq!(zone.minute("2026-10-25T00:30:00Z".parse().unwrap()), "2026-10-25 02:30");
+        assert_eq!(zone.minute("2026-10-25T01:30:00Z".parse().unwrap()), "2026-10-25 02:30");
+    }
+
+    #[test]
+    fn moving_a_time_never_overflows() {
+        let time: Time = "2026-11-20T01:00:02Z".parse().unwrap();
+        assert!(time.plus(i64::MAX) > time && time.plus(i64::MIN) < time);
+    }
+}

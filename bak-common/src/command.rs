@@ -1,0 +1,352 @@
+//! Outside programs: argument vectors, never a shell; their standard error kept for our message; a time limit; and they
+//! die with us.
+//!
+//! "Die with us" must hold even for SIGKILL, so the kernel has to do it (`PR_SET_PDEATHSIG`), and that must be asked for in
+//! the child. Without unsafe code in between fork and exec the way is one more exec: we start ourselves as a trampoline,
+//! which asks for the signal, makes sure that its parent is still there, and becomes the program. The kernel ties the
+//! signal to the thread that forked, so the thread that starts a program must outlive it; [`Program::run`] waits in it.
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal};
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+const TRAMPOLINE: &str = "--bak-exec";
+const STDERR_KEPT: usize = 8 << 10;
+const STDOUT_MAX: usize = 256 << 20;
+
+/// What bak runs, and the Debian package that has it.
+const PACKAGES: [(&str, &str); 5] = [
+    ("qemu-img", "qemu-utils"),
+    ("rsync", "rsync"),
+    ("ssh", "openssh-client"),
+    ("zstd", "zstd"),
+    ("sha256sum", "coreutils"),
+];
+
+/// An outside program to be run.
+#[derive(Debug)]
+pub struct Program {
+    path: PathBuf,
+    name: String,
+    args: Vec<OsString>,
+    dir: Option<PathBuf>,
+    env: Vec<(OsString, OsString)>,
+    stdin: Option<Stdio>,
+    feed: Option<Vec<u8>>,
+    on_our_death: Signal,
+    timeout: Option<Duration>,
+}
+
+/// How it ended and what it said.
+#[derive(Debug)]
+pub struct Finished {
+    pub name: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    /// The end of its standard error.
+    pub stderr: String,
+}
+
+/// What a caller may do while a program runs: see its output as it comes, and stop it.
+pub enum Event<'a> {
+    Output(&'a [u8]),
+    /// At least five times a second.
+    Tick,
+}
+
+impl Program {
+    /// Looks `name` up on PATH.
+    pub fn new(name: impl AsRef<OsStr>) -> Result<Self> {
+        let name = name.as_ref();
+        let path = find(name).with_context(|| {
+            let shown = name.to_string_lossy();
+            match PACKAGES.iter().find(|(program, _)| *program == shown) {
+                Some((_, package)) => format!("cannot find {shown}: install the package {package}"),
+                None => format!("cannot find {shown} on PATH"),
+            }
+        })?;
+        let name = Path::new(name).file_name().unwrap_or(name).to_string_lossy().into_owned();
+        Ok(Self {
+            path,
+            name,
+            args: Vec::new(),
+            dir: None,
+            env: Vec::new(),
+            stdin: None,
+            feed: None,
+            on_our_death: Signal::KILL,
+            timeout: None,
+        })
+    }
+
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn args<T: Into<OsString>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Gives it a standard input; a lock, so that it holds it too, or a file.
+    pub fn stdin(mut self, stdin: Stdio) -> Self {
+        self.stdin = Some(stdin);
+        self
+    }
+
+    /// Writes `bytes` to its standard input.
+    pub fn feed(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.feed = Some(bytes.into());
+        self
+    }
+
+    /// The signal it gets when we die; SIGKILL if not said.
+    pub fn on_our_death(mut self, signal: Signal) -> Self {
+        self.on_our_death = signal;
+        self
+    }
+
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
+    fn command(&mut self) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0(&self.name)
+            .arg(TRAMPOLINE)
+            .arg(std::process::id().to_string())
+            .arg(self.on_our_death.as_raw().to_string());
+        command.arg(&self.path).args(&self.args).env("LC_ALL", "C").envs(self.env.drain(..));
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        let stdin = match (self.stdin.take(), &self.feed) {
+            (Some(stdin), _) => stdin,
+            (None, Some(_)) => Stdio::piped(),
+            (None, None) => Stdio::null(),
+        };
+        command.stdin(stdin);
+        command
+    }
+
+    /// Starts it with its standard streams as the caller sets them, for those who talk with it while it runs. The caller
+    /// stays in this thread until it has ended.
+    pub fn spawn(mut self, stdout: Stdio, stderr: Stdio) -> Result<Child> {
+        let mut command = self.command();
+        command.stdout(stdout).stderr(stderr).spawn().with_context(|| format!("cannot start {}", self.name))
+    }
+
+    /// Runs it to its end and keeps what it says.
+    pub fn run(self) -> Result<Finished> {
+        let mut stdout = Vec::new();
+        let mut finished = self.run_with(|event| {
+            if let Event::Output(bytes) = event {
+                if stdout.len() + bytes.len() > STDOUT_MAX {
+                    bail!("it printed more than {STDOUT_MAX} bytes");
+                }
+                stdout.extend_from_slice(bytes);
+            }
+            Ok(())
+        })?;
+        finished.stdout = stdout;
+        Ok(finished)
+    }
+
+    /// Runs it to its end; `watch` sees its output and may stop it by an error, which is then the result.
+    pub fn run_with(mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Finished> {
+        enum Said {
+            Out(Vec<u8>),
+            Err(Vec<u8>),
+            End,
+        }
+        let begun = Instant::now();
+        let mut child = self
+            .command()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.name))?;
+        let (sender, said) = mpsc::channel();
+        fn pump(mut from: impl Read + Send + 'static, to: mpsc::Sender<Said>, wrap: fn(Vec<u8>) -> Said) {
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = from.read(&mut buffer) {
+                    if to.send(wrap(buffer[..count].to_vec())).is_err() {
+                        return;
+                    }
+                }
+                let _ = to.send(Said::End);
+            });
+        }
+        let mut open = 0;
+        if let Some(out) = child.stdout.take() {
+            pump(out, sender.clone(), Said::Out);
+            open += 1;
+        }
+        if let Some(err) = child.stderr.take() {
+            pump(err, sender, Said::Err);
+            open += 1;
+        }
+        if let (Some(mut stdin), Some(bytes)) = (child.stdin.take(), self.feed.take()) {
+            // A program that does not read all of its input says so by its exit status.
+            std::thread::spawn(move || stdin.write_all(&bytes));
+        }
+        let mut stderr = Vec::new();
+        let mut ticked = Instant::now();
+        let mut ended: Option<Instant> = None;
+        let mut hear = |said: Said, open: &mut usize, watch: &mut dyn FnMut(Event) -> Result<()>| match said {
+            Said::Out(bytes) => watch(Event::Output(&bytes)),
+            Said::Err(bytes) => {
+                stderr.extend_from_slice(&bytes);
+                let over = stderr.len().saturating_sub(STDERR_KEPT);
+                stderr.drain(..over);
+                Ok(())
+            }
+            Said::End => {
+                *open -= 1;
+                Ok(())
+            }
+        };
+        let outcome = loop {
+            if open == 0 {
+                // Both streams are closed: the end is near, or it is a daemon's way; the time limit holds all the same.
+                if let Some(status) = child.try_wait().context("cannot wait for a program")? {
+                    break Ok(status);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            } else {
+                match said.recv_timeout(Duration::from_millis(100)) {
+                    Ok(event) => {
+                        if let Err(error) = hear(event, &mut open, &mut watch) {
+                            break Err(error);
+                        }
+                    }
+                    Err(RecvTimeoutError::Disconnected) => open = 0,
+                    // Something that it left running may hold its streams open: a short grace, then its end is its end.
+                    Err(RecvTimeoutError::Timeout) => {
+                        if let Some(status) = child.try_wait().context("cannot wait for a program")?
+                            && ended.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500)
+                        {
+                            break Ok(status);
+                        }
+                    }
+                }
+            }
+            if ticked.elapsed() > Duration::from_millis(150) {
+                ticked = Instant::now();
+                if let Err(error) = watch(Event::Tick) {
+                    break Err(error);
+                }
+            }
+            if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
+                break Err(anyhow!(
+                    "{} took longer than {} s and was stopped",
+                    self.name,
+                    self.timeout.unwrap_or_default().as_secs()
+                ));
+            }
+        };
+        match outcome {
+            Ok(status) => {
+                let stderr = String::from_utf8_lossy(&stderr).into_owned();
+                Ok(Finished { name: self.name, status, stdout: Vec::new(), stderr })
+            }
+            Err(error) => {
+                stop(&mut child);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Ends a program: asks first, and insists after three seconds. It is gone when this returns.
+pub fn stop(child: &mut Child) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(3) {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+impl Finished {
+    /// Its standard output if it ended well; else what it said last.
+    pub fn check(self) -> Result<Vec<u8>> {
+        if self.status.success() { Ok(self.stdout) } else { Err(self.error()) }
+    }
+
+    /// How it ended, in words, with its last words.
+    pub fn error(&self) -> anyhow::Error {
+        let how = match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        let said = self.last_words();
+        if said.is_empty() { anyhow!("{} {how}", self.name) } else { anyhow!("{} {how}: {said}", self.name) }
+    }
+
+    /// The last lines of its standard error, as one line.
+    pub fn last_words(&self) -> String {
+        let lines: Vec<&str> = self.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(3)..].join("; ")
+    }
+}
+
+fn find(name: &OsStr) -> Option<PathBuf> {
+    let usable = |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
+    let path = Path::new(name);
+    if path.components().count() > 1 {
+        return usable(path).then(|| path.to_owned());
+    }
+    let dirs = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| usable(path))
+}
+
+/// The second half of starting a program; does not return if this process was started for that. An error otherwise.
+pub fn trampoline() -> Option<anyhow::Error> {
+    let mut args = std::env::args_os();
+    let own = args.next().unwrap_or_default();
+    if args.next()? != TRAMPOLINE {
+        return None;
+    }
+    let become_it = || -> Result<()> {
+        let mut number =
+            || args.next().and_then(|arg| arg.to_str()?.parse::<i32>().ok()).context("wrong use of an internal option");
+        let parent = Pid::from_raw(number()?);
+        let signal = Signal::from_named_raw(number()?).context("wrong use of an internal option")?;
+        rustix::process::set_parent_process_death_signal(Some(signal)).context("cannot tie a program to this one")?;
+        if rustix::process::getppid() != parent {
+            bail!("the program that asked for this one is gone");
+        }
+        let program = args.next().context("wrong use of an internal option")?;
+        let error = Command::new(&program).arg0(own).args(args).exec();
+        Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
+    };
+    become_it().err()
+}

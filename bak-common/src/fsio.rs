@@ -1,0 +1,197 @@
+//! File operations below a directory that is held open: nothing follows a symbolic link, and what is not a regular file
+//! of root's or ours is not read.
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::name::{is_component, printable};
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Splits a path below a store's top (`""` is the top itself) into its components; refuses what could leave it.
+pub fn components(place: &str) -> Result<Vec<&str>> {
+    if place.is_empty() {
+        return Ok(Vec::new());
+    }
+    place
+        .split('/')
+        .map(|part| {
+            ensure!(is_component(part), "`{}` is no place in a store", printable(place));
+            Ok(part)
+        })
+        .collect()
+}
+
+/// Opens the directory `name` in `dir`.
+pub fn open_dir(dir: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, DIR, Mode::empty()))
+}
+
+/// Opens the directory `name` in `dir`, made (0700) and flushed into `dir` if it was not there.
+pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
+    match open_dir(dir, name) {
+        Err(Errno::NOENT) => {
+            match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+                Ok(()) => sync(dir)?,
+                Err(Errno::EXIST) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot make the directory {}", printable(name)));
+                }
+            }
+            open_dir(dir, name)
+        }
+        other => other,
+    }
+    .with_context(|| format!("cannot open the directory {}", printable(name)))
+}
+
+/// Opens the directory at `place`, a path below `top`.
+pub fn open_place(top: BorrowedFd, place: &str) -> Result<OwnedFd> {
+    let mut dir = top.try_clone_to_owned().context("cannot open a directory once more")?;
+    for part in components(place)? {
+        dir = open_dir(dir.as_fd(), part).with_context(|| format!("cannot open the directory {}", printable(place)))?;
+    }
+    Ok(dir)
+}
+
+/// Like [`open_place`], making what is missing.
+pub fn make_place(top: BorrowedFd, place: &str) -> Result<OwnedFd> {
+    let mut dir = top.try_clone_to_owned().context("cannot open a directory once more")?;
+    for part in components(place)? {
+        dir = make_dir(dir.as_fd(), part)?;
+    }
+    Ok(dir)
+}
+
+/// What `name` in `dir` is; `None` if it is not there.
+pub fn stat(dir: BorrowedFd, name: &str) -> Result<Option<Stat>> {
+    match rustix::io::retry_on_intr(|| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot look at {}", printable(name))),
+    }
+}
+
+/// Why something cannot be taken for a file of bak's: not regular, or somebody else's.
+pub fn distrust(stat: &Stat) -> Option<String> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Some("is not a regular file".into());
+    }
+    foreign(stat)
+}
+
+/// Why something is not owned by those whom we trust.
+pub fn foreign(stat: &Stat) -> Option<String> {
+    let me = rustix::process::geteuid().as_raw();
+    (stat.st_uid != 0 && stat.st_uid != me)
+        .then(|| format!("belongs to the user {}, neither root nor us ({me})", stat.st_uid))
+}
+
+/// Opens the regular file `name` for reading; `None` if it is not there.
+pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty())) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => bail!("{} is a symbolic link", printable(name)),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", printable(name))),
+    };
+    let stat = rustix::fs::fstat(&file).context("cannot look at an open file")?;
+    if let Some(why) = distrust(&stat) {
+        bail!("{} {why}", printable(name));
+    }
+    Ok(Some(file))
+}
+
+/// The content of a regular file of at most `max` bytes; `None` if it is not there.
+pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
+    let Some(file) = open_file(dir, name)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    file.take(max + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", printable(name)))?;
+    ensure!(bytes.len() as u64 <= max, "{} is larger than {max} bytes", printable(name));
+    Ok(Some(bytes))
+}
+
+/// Makes `name` hold `bytes`, flushed, all or nothing, replacing what it held. Written as `temp` first; what a crash left
+/// there is overwritten.
+pub fn write_whole(dir: BorrowedFd, temp: &str, name: &str, bytes: &[u8]) -> Result<()> {
+    write_flushed(dir, temp, bytes)?;
+    rustix::io::retry_on_intr(|| rustix::fs::renameat(dir, temp, dir, name))
+        .with_context(|| format!("cannot put {} in its place", printable(name)))?;
+    sync(dir)
+}
+
+/// Makes `name` hold `bytes`, flushed. A crash leaves it in any state, so it is for names that nobody reads.
+pub fn write_flushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR));
+    let mut file = File::from(fd.with_context(|| format!("cannot create {}", printable(name)))?);
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.with_context(|| format!("cannot write {}", printable(name)))
+}
+
+/// Flushes a directory or a file. Never tried again: after a failed flush the pages are marked clean.
+pub fn sync(fd: BorrowedFd) -> Result<()> {
+    rustix::fs::fsync(fd).context("cannot flush to disk")
+}
+
+/// Moves `name` from one directory to another, never replacing. Idempotent: what has been moved already is fine. Where
+/// the file system cannot rename without replacing, `name` is linked and stays in `from` too.
+pub fn move_file(from: BorrowedFd, to: BorrowedFd, name: &str) -> Result<()> {
+    let shown = printable(name);
+    let there = |what: &str| -> Result<()> {
+        let (Some(new), old) = (stat(to, name)?, stat(from, name)?) else {
+            bail!("{shown} has vanished");
+        };
+        match old {
+            None => Ok(()),
+            Some(old) if (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino) => Ok(()),
+            Some(_) => bail!("{shown} {what}"),
+        }
+    };
+    match rustix::io::retry_on_intr(|| rustix::fs::renameat_with(from, name, to, name, RenameFlags::NOREPLACE)) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => there("is there already: nothing is overwritten; move that file away"),
+        Err(Errno::NOENT) => there("is there already"),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match rustix::fs::linkat(from, name, to, name, AtFlags::empty()) {
+                Ok(()) => Ok(()),
+                Err(Errno::EXIST) => there("is there already: nothing is overwritten; move that file away"),
+                Err(error) => Err(error).with_context(|| format!("cannot put {shown} in its place")),
+            }
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot move {shown} to its place")),
+    }
+}
+
+/// Removes `name`; it need not be there.
+pub fn unlink(dir: BorrowedFd, name: &str) -> Result<()> {
+    match rustix::io::retry_on_intr(|| rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", printable(name))),
+    }
+}
+
+/// Removes the directory `name` if it is empty.
+pub fn remove_empty_dir(dir: BorrowedFd, name: &str) {
+    let _ = rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+}
+
+/// The names in a directory with what the directory says they are; those that are no UTF-8 are left out.
+pub fn names(dir: BorrowedFd) -> rustix::io::Result<Vec<(String, FileType)>> {
+    let mut found = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().to_str()
+            && name != "."
+            && name != ".."
+        {
+            found.push((name.to_owned(), entry.file_type()));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,205 @@
+//! The ledger: how many bytes went over the wire to a destination, and when a pass was finished.
+//!
+//! Append-only JSON lines, one file a node (`<node>.jsonl`), so that several nodes may share the directory, and so a
+//! budget, without a lock. bak-sync writes it; bak-link reads it. An attempt has one `id`; while it runs its line is
+//! written anew with higher counts, and the last line with that id holds, so a crash forgets at most what came after.
+
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::calendar::Time;
+use crate::fsio;
+use crate::name::{DumpId, is_component};
+
+/// One attempt to send one dump; also what listings and checks of a pass cost, which have no dump.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub id: String,
+    /// When it was begun; decides which day it counts for.
+    pub at: Time,
+    pub dest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dump: Option<DumpId>,
+    pub wire_out: u64,
+    pub wire_in: u64,
+    pub seconds: u64,
+    /// `running`, `sent`, `failed`, `cut`, or `done` for what is no dump.
+    pub result: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// One finished pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    pub id: String,
+    pub at: Time,
+    pub dest: String,
+    pub wire_out: u64,
+    pub wire_in: u64,
+    pub seconds: u64,
+    pub sent: u64,
+    pub failed: u64,
+    /// Dumps that were still pending when it ended.
+    pub pending: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Line {
+    Attempt(Attempt),
+    Pass(Pass),
+}
+
+/// What the ledgers of all nodes say of one destination.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    pub attempts: Vec<Attempt>,
+    /// By time.
+    pub passes: Vec<Pass>,
+    /// Lines that could not be read, as `file:line: why`.
+    pub damaged: Vec<String>,
+}
+
+impl Ledger {
+    /// Bytes in both directions of all attempts begun at or after `from`.
+    pub fn used_since(&self, from: Time) -> u64 {
+        self.attempts
+            .iter()
+            .filter(|a| a.at >= from)
+            .map(|a| a.wire_out.saturating_add(a.wire_in))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// How many passes were finished after `time`.
+    pub fn passes_since(&self, time: Time) -> usize {
+        self.passes.iter().filter(|pass| pass.at > time).count()
+    }
+
+    /// Reads all files of `dir` for the destination `dest`; a directory that is not there is an empty ledger.
+    pub fn read(dir: &Path, dest: &str) -> Result<Self> {
+        let mut ledger = Self::default();
+        let names = match std::fs::read_dir(dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ledger),
+            Err(error) => return Err(error).with_context(|| format!("cannot read the ledger {}", dir.display())),
+        };
+        let top = OwnedFd::from(File::open(dir).with_context(|| format!("cannot open the ledger {}", dir.display()))?);
+        let mut attempts: HashMap<String, Attempt> = HashMap::new();
+        for name in names {
+            let name = name.with_context(|| format!("cannot read the ledger {}", dir.display()))?.file_name();
+            let Some(name) = name.to_str().filter(|name| name.ends_with(".jsonl")) else { continue };
+            let Some(mut file) = fsio::open_file(top.as_fd(), name)? else { continue };
+            let mut text = Vec::new();
+            file.read_to_end(&mut text).with_context(|| format!("cannot read the ledger {name}"))?;
+            for (i, line) in text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+                match serde_json::from_slice(line) {
+                    Ok(Line::Attempt(attempt)) if attempt.dest == dest => {
+                        _ = attempts.insert(attempt.id.clone(), attempt)
+                    }
+                    Ok(Line::Pass(pass)) if pass.dest == dest => ledger.passes.push(pass),
+                    Ok(_) => {}
+                    // A crash may have cut a line; what it would have said is in the running line before it.
+                    Err(error) => ledger.damaged.push(format!("{}:{}: {error}", dir.join(name).display(), i + 1)),
+                }
+            }
+        }
+        ledger.attempts = attempts.into_values().collect();
+        ledger.attempts.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+        ledger.passes.sort_by_key(|pass| pass.at);
+        Ok(ledger)
+    }
+}
+
+/// This node's file of a ledger, open for appending.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    path: PathBuf,
+}
+
+impl Writer {
+    pub fn open(dir: &Path, node: &str) -> Result<Self> {
+        anyhow::ensure!(is_component(node), "`{}` cannot be the name of a ledger file", node.escape_debug());
+        match std::fs::create_dir(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make the ledger {}", dir.display()));
+            }
+            _ => {}
+        }
+        let top = File::open(dir).with_context(|| format!("cannot open the ledger {}", dir.display()))?;
+        let name = format!("{node}.jsonl");
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&top, name.as_str(), flags, Mode::RUSR | Mode::WUSR);
+        let path = dir.join(&name);
+        let mut file = File::from(fd.with_context(|| format!("cannot open {}", path.display()))?);
+        fsio::sync(top.as_fd())?;
+        // What a crash cut off must not swallow the next line.
+        if file.seek(SeekFrom::End(0))? > 0 {
+            file.seek(SeekFrom::End(-1))?;
+            let mut last = [0];
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+            }
+        }
+        Ok(Self { file, path })
+    }
+
+    /// Appends one line, flushed.
+    pub fn append(&mut self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_string(line).context("cannot describe an attempt")?;
+        text.push('\n');
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("cannot write the ledger {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(id: &str, at: &str, out: u64) -> Line {
+        Line::Attempt(Attempt {
+            id: id.into(),
+            at: at.parse().unwrap(),
+            dest: "box".into(),
+            dump: None,
+            wire_out: out,
+            wire_in: 1,
+            seconds: 1,
+            result: "running".into(),
+            why: None,
+        })
+    }
+
+    #[test]
+    fn the_last_line_of_an_attempt_counts_and_a_torn_one_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("ledger");
+        let mut one = Writer::open(&dir, "pve1").unwrap();
+        one.append(&attempt("a", "2026-11-20T01:00:00Z", 10)).unwrap();
+        one.append(&attempt("a", "2026-11-20T01:00:00Z", 30)).unwrap();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(dir.join("pve1.jsonl"))
+            .unwrap()
+            .write_all(b"{\"type\":\"att")
+            .unwrap();
+        let mut again = Writer::open(&dir, "pve1").unwrap();
+        again.append(&attempt("b", "2026-11-21T01:00:00Z", 5)).unwrap();
+        Writer::open(&dir, "pve2").unwrap().append(&attempt("c", "2026-11-21T01:00:00Z", 5)).unwrap();
+        let ledger = Ledger::read(&dir, "box").unwrap();
+        assert_eq!(ledger.attempts.len(), 3);
+        assert_eq!(ledger.used_since("2026-11-20T01:00:00Z".parse().unwrap()), 43);
+        assert_eq!(ledger.used_since("2026-11-20T01:00:01Z".parse().unwrap()), 12);
+        assert_eq!(ledger.damaged.len(), 1);
+        assert!(Ledger::read(&dir, "other").unwrap().attempts.is_empty());
+    }
+}

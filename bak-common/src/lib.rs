@@ -1,0 +1,18 @@
+//! What the bak tools share. `record` and `store` are where a reader begins.
+
+pub mod args;
+pub mod calendar;
+pub mod command;
+pub mod config;
+pub mod fsio;
+pub mod jsonl;
+pub mod ledger;
+pub mod lock;
+pub mod name;
+pub mod outbox;
+pub mod record;
+pub mod report;
+pub mod select;
+pub mod store;
+pub mod table;
+pub mod units;

@@ -1,0 +1,141 @@
+//! An outbox: a store of hard links that wait for one destination, and beside them, in its `.bak/`, the history of what
+//! was sent (`sent/<vm>/`), the ledger, and the identity of the far side (`dest`).
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::fsio;
+use crate::name::{GuestName, Stem};
+use crate::record::{Dump, SentNote};
+use crate::report::Kind;
+use crate::store::{BAK, Store, Unreadable};
+
+const SENT: &str = "sent";
+const IDENTITY: &str = "dest";
+const TEMP: &str = ".sent.new";
+const SIDECAR_MAX: u64 = 16 << 20;
+
+/// The outbox of one destination.
+#[derive(Debug)]
+pub struct Outbox {
+    pub store: Store,
+    /// The destination's name, under which its notes stand in records.
+    pub dest: String,
+    ledger: Option<PathBuf>,
+}
+
+/// What the far side is called, so that an empty mount point, or another storage, is not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub v: u32,
+    pub id: String,
+}
+
+/// The sidecars of what was sent.
+#[derive(Debug, Default)]
+pub struct History {
+    /// By start time.
+    pub dumps: Vec<Dump>,
+    pub unreadable: Vec<Unreadable>,
+}
+
+impl Outbox {
+    /// Opens an existing outbox; `ledger` if it is kept elsewhere.
+    pub fn open(path: &Path, dest: &str, ledger: Option<&Path>) -> Result<Self> {
+        if !path.exists() {
+            return Err(Kind::Usage
+                .says(format!("there is no outbox at {}: bak-link makes it, or bak-sync --init", path.display())));
+        }
+        Ok(Self { store: Store::open(path)?, dest: dest.to_owned(), ledger: ledger.map(Path::to_owned) })
+    }
+
+    /// Opens an outbox, made if it is not there.
+    pub fn create(path: &Path, dest: &str, ledger: Option<&Path>) -> Result<Self> {
+        let outbox = Self { store: Store::create(path)?, dest: dest.to_owned(), ledger: ledger.map(Path::to_owned) };
+        outbox.store.make_bak()?;
+        Ok(outbox)
+    }
+
+    /// Where files of this guest lie, here and over there.
+    pub fn place(vm: &GuestName) -> String {
+        vm.encoded()
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.ledger.clone().unwrap_or_else(|| self.store.path().join(BAK).join("ledger"))
+    }
+
+    /// The identity that the far side must carry; `None` before `--init`.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        let Some(bak) = self.store.bak()? else { return Ok(None) };
+        let Some(text) = fsio::read_file(bak.as_fd(), IDENTITY, 1 << 16)? else { return Ok(None) };
+        let path = self.store.path().join(BAK).join(IDENTITY);
+        Ok(Some(serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?))
+    }
+
+    pub fn set_identity(&self, identity: &Identity) -> Result<()> {
+        let text = serde_json::to_vec(identity).context("cannot describe the far side")?;
+        fsio::write_whole(self.store.make_bak()?.as_fd(), ".dest.new", IDENTITY, &text)
+    }
+
+    fn sent_dir(&self) -> Result<Option<OwnedFd>> {
+        let Some(bak) = self.store.bak()? else { return Ok(None) };
+        match fsio::open_dir(bak.as_fd(), SENT) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).context("cannot open the history of what was sent"),
+        }
+    }
+
+    /// Everything that was sent, as far as the history goes back. Each dump carries its `.sent` note.
+    pub fn history(&self) -> Result<History> {
+        let mut history = History::default();
+        let Some(sent) = self.sent_dir()? else { return Ok(history) };
+        for (place, _) in fsio::names(sent.as_fd()).context("cannot list the history of what was sent")? {
+            let Ok(dir) = fsio::open_dir(sent.as_fd(), &place) else { continue };
+            for (name, _) in fsio::names(dir.as_fd()).context("cannot list the history of what was sent")? {
+                let Some(stem) = Stem::of_sidecar(&name) else { continue };
+                match read_sidecar(dir.as_fd(), &stem) {
+                    Ok(Some(dump)) => history.dumps.push(dump),
+                    Ok(None) => {}
+                    Err(error) => history.unreadable.push(Unreadable { place: place.clone(), stem: Some(stem), error }),
+                }
+            }
+        }
+        history.dumps.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+        Ok(history)
+    }
+
+    /// The entry of the history for this dump.
+    pub fn sent(&self, dump: &Dump) -> Result<Option<Dump>> {
+        let Some(sent) = self.sent_dir()? else { return Ok(None) };
+        match fsio::open_dir(sent.as_fd(), &Self::place(&dump.vm)) {
+            Ok(dir) => read_sidecar(dir.as_fd(), &dump.stem),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).context("cannot open the history of what was sent"),
+        }
+    }
+
+    /// Notes that the dump has arrived. From now on it counts as sent; what was noted before stays if it is the same.
+    pub fn add_sent(&self, dump: &Dump, note: SentNote) -> Result<Dump> {
+        if let Some(old) = self.sent(dump)? {
+            if !old.same(dump) {
+                bail!("another dump was sent as {}", dump.stem);
+            }
+            return Ok(old);
+        }
+        let mut sent = dump.bare();
+        sent.sent.insert(self.dest.clone(), note);
+        let dir =
+            fsio::make_dir(fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?.as_fd(), &Self::place(&dump.vm))?;
+        fsio::write_whole(dir.as_fd(), TEMP, &dump.stem.sidecar(), &sent.to_sidecar())?;
+        Ok(sent)
+    }
+}
+
+fn read_sidecar(dir: std::os::fd::BorrowedFd, stem: &Stem) -> Result<Option<Dump>> {
+    let Some(text) = fsio::read_file(dir, &stem.sidecar(), SIDECAR_MAX)? else { return Ok(None) };
+    Ok(Some(Dump::from_sidecar(stem, &text)?))
+}

@@ -1,0 +1,261 @@
+//! What the tests share: a temporary place, dumps made by hand, programs run as users run them, and a checker of stores
+//! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The directory of the built programs, for PATH.
+pub fn bin_dir() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    exe.parent().and_then(Path::parent).unwrap().to_owned()
+}
+
+/// A built program. It must have been built: `cargo build --workspace` comes before `cargo test`.
+pub fn bin(name: &str) -> PathBuf {
+    let path = bin_dir().join(name);
+    assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// How a program ended and what it printed.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit status, or minus the signal.
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn expect(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "stdout: {}\nstderr: {}", self.out, self.err);
+        self
+    }
+
+    /// Ended well, with nothing on standard error.
+    #[track_caller]
+    pub fn clean(self) -> Self {
+        assert_eq!((self.status, self.err.as_str()), (0, ""), "stdout: {}", self.out);
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.err.contains(text), "standard error should say `{text}`: {}", self.err);
+        self
+    }
+
+    #[track_caller]
+    pub fn records(&self) -> Vec<Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+
+    /// The string field `field` of each record.
+    #[track_caller]
+    pub fn column(&self, field: &str) -> Vec<String> {
+        self.records().iter().map(|r| r[field].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+/// A temporary directory with a store in it. Removed when dropped.
+pub struct Kit {
+    dir: tempfile::TempDir,
+}
+
+impl Default for Kit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Kit {
+    pub fn new() -> Self {
+        let kit = Self { dir: tempfile::Builder::new().prefix("bak-test-").tempdir().unwrap() };
+        fs::create_dir(kit.store()).unwrap();
+        kit
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// A command with the built programs first on PATH, in UTC, allowed to use `--now`, in this directory.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", bin_dir().display()));
+        command.env("TZ", "UTC").env("BAK_ALLOW_NOW", "1").current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs a program of bak's with `input` on its standard input.
+    pub fn run_with<S: AsRef<OsStr>>(&self, name: &str, args: impl IntoIterator<Item = S>, input: &str) -> Ran {
+        let mut command = self.command(bin(name));
+        command.args(args);
+        finish(command, input)
+    }
+
+    pub fn run<S: AsRef<OsStr>>(&self, name: &str, args: impl IntoIterator<Item = S>) -> Ran {
+        self.run_with(name, args, "")
+    }
+
+    /// Runs a line of `sh`, with the built programs on PATH.
+    pub fn sh(&self, line: &str) -> Ran {
+        let mut command = self.command("sh");
+        command.args(["-c", line]);
+        finish(command, "")
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Puts a good dump of the guest `vm` with one file of `bytes` bytes into the store: see [`put_dump`].
+    pub fn dump(&self, vm: &str, started: &str, bytes: usize) -> String {
+        put_dump(&self.store(), vm, started, bytes, json!({}))
+    }
+}
+
+/// Runs a command to its end with `input` on its standard input.
+pub fn finish(mut command: Command, input: &str) -> Ran {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    let feeder = std::thread::spawn(move || _ = stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    feeder.join().unwrap();
+    Ran {
+        status: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap()),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// `2026-11-20T01:00:02Z` as ids have it.
+pub fn compact(time: &str) -> String {
+    time.replace(['-', ':'], "")
+}
+
+/// Puts a good dump of one file into a store (or an off-site copy) as the design says it lies there, in `<vm>/`, with
+/// the fields of `more` laid over its sidecar. Returns its id. Its content depends on its id alone.
+pub fn put_dump(store: &Path, vm: &str, started: &str, bytes: usize, more: Value) -> String {
+    let stem = format!("{vm}-{}", compact(started));
+    let dir = store.join(vm);
+    fs::create_dir_all(&dir).unwrap();
+    let seed = Sha256::digest(stem.as_bytes());
+    let content: Vec<u8> = (0..bytes).map(|i| seed[i % 32] ^ (i / 32) as u8 ^ (i / 8192) as u8).collect();
+    let file = format!("{stem}.raw");
+    fs::write(dir.join(&file), &content).unwrap();
+    let id = format!("{vm}@{}", compact(started));
+    let mut record = json!({"v": 1, "type": "dump", "id": id, "vm": vm, "kind": "qemu", "driver": "image", "node": "test",
+        "started": started, "finished": started, "stem": stem, "bytes": bytes,
+        "files": [{"name": file, "bytes": bytes, "sha256": hex(&Sha256::digest(&content))}]});
+    for (key, value) in more.as_object().unwrap() {
+        record[key] = value.clone();
+    }
+    fs::write(dir.join(format!("{stem}.dump.json")), format!("{record}\n")).unwrap();
+    id
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn sha256_file(path: &Path) -> String {
+    let mut hasher = Sha256::new();
+    let mut file = fs::File::open(path).unwrap();
+    std::io::copy(&mut file, &mut Wrap(&mut hasher)).unwrap();
+    hex(&hasher.finalize())
+}
+
+struct Wrap<'a>(&'a mut Sha256);
+
+impl Write for Wrap<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an independent look at a store found.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Ids of dumps that are whole: sidecar there, every file there with its size and SHA-256.
+    pub whole: Vec<String>,
+    /// What the invariant forbids: a sidecar without whole files.
+    pub broken: Vec<String>,
+    /// Visible files that no sidecar names, below the top.
+    pub strange: Vec<String>,
+    /// What lies in `.bak/work` and `.bak/drop`.
+    pub unfinished: Vec<String>,
+}
+
+/// Looks at a store as the design describes it, hashing everything.
+pub fn check_store(store: &Path) -> Seen {
+    let mut seen = Seen::default();
+    let mut files = BTreeMap::new();
+    collect(store, store, &mut files);
+    let mut named = Vec::new();
+    for path in files.keys().filter(|name| name.ends_with(".dump.json")) {
+        let full = store.join(path);
+        let dir = Path::new(path).parent().unwrap();
+        let stem = full.file_name().unwrap().to_str().unwrap().strip_suffix(".dump.json").unwrap().to_owned();
+        let Ok(record) = serde_json::from_slice::<Value>(&fs::read(&full).unwrap_or_default()) else {
+            seen.broken.push(format!("{path}: unreadable"));
+            continue;
+        };
+        let mut whole = record["files"].is_array();
+        for file in record["files"].as_array().into_iter().flatten() {
+            let name = file["name"].as_str().unwrap();
+            assert!(name.starts_with(&format!("{stem}.")) && !name.contains('/'), "{path} names {name}");
+            let there = store.join(dir).join(name);
+            whole &= there.is_file() && sha256_file(&there) == file["sha256"].as_str().unwrap();
+            named.push(dir.join(name).to_str().unwrap().to_owned());
+        }
+        let list = if whole { &mut seen.whole } else { &mut seen.broken };
+        list.push(record["id"].as_str().unwrap().to_owned());
+    }
+    seen.strange =
+        files.keys().filter(|name| !name.ends_with(".dump.json") && !named.contains(name)).cloned().collect();
+    for sub in ["work", "drop"] {
+        let mut hidden = BTreeMap::new();
+        collect(store, &store.join(".bak").join(sub), &mut hidden);
+        seen.unfinished.extend(hidden.into_keys());
+    }
+    seen.whole.sort();
+    seen
+}
+
+/// All files below `dir` that are not hidden, by their path below `top`.
+fn collect(top: &Path, dir: &Path, into: &mut BTreeMap<String, ()>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_none_or(|name| name.starts_with('.')) {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            collect(top, &path, into);
+        } else {
+            into.insert(path.strip_prefix(top).unwrap().to_str().unwrap().to_owned(), ());
+        }
+    }
+}
