@@ -7,9 +7,11 @@
 //! signal to the thread that forked, so the thread that starts a program must outlive it; [`Program::run`] waits in it.
 
 use anyhow::{Context, Result, anyhow, bail};
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -37,6 +39,7 @@ pub struct Program {
     args: Vec<OsString>,
     dir: Option<PathBuf>,
     env: Vec<(OsString, OsString)>,
+    held: Vec<OwnedFd>,
     stdin: Option<Stdio>,
     feed: Option<Vec<u8>>,
     on_our_death: Signal,
@@ -78,6 +81,7 @@ impl Program {
             args: Vec::new(),
             dir: None,
             env: Vec::new(),
+            held: Vec::new(),
             stdin: None,
             feed: None,
             on_our_death: Signal::KILL,
@@ -105,7 +109,13 @@ impl Program {
         self
     }
 
-    /// Gives it a standard input; a lock, so that it holds it too, or a file.
+    /// Makes it hold `lock` too, so that the lock is free only when both are gone.
+    pub fn holding(mut self, lock: &crate::lock::Lock) -> Result<Self> {
+        self.held.push(lock.share()?);
+        Ok(self)
+    }
+
+    /// Gives it a standard input.
     pub fn stdin(mut self, stdin: Stdio) -> Self {
         self.stdin = Some(stdin);
         self
@@ -128,7 +138,7 @@ impl Program {
         self
     }
 
-    fn command(&mut self) -> Command {
+    fn command(&mut self) -> Result<Command> {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0(&self.name)
@@ -145,13 +155,15 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
-        command
+        let held = (3..).zip(self.held.drain(..)).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(held.collect()).context("cannot hand locks on")?;
+        Ok(command)
     }
 
     /// Starts it with its standard streams as the caller sets them, for those who talk with it while it runs. The caller
     /// stays in this thread until it has ended.
     pub fn spawn(mut self, stdout: Stdio, stderr: Stdio) -> Result<Child> {
-        let mut command = self.command();
+        let mut command = self.command()?;
         command.stdout(stdout).stderr(stderr).spawn().with_context(|| format!("cannot start {}", self.name))
     }
 
@@ -180,7 +192,7 @@ impl Program {
         }
         let begun = Instant::now();
         let mut child = self
-            .command()
+            .command()?
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -1,15 +1,14 @@
 //! flock on files that are never unlinked while anyone may wait for them.
 //!
 //! A lock is a descriptor, so a dead program holds none. Where an outside program works under a lock it inherits the
-//! descriptor as its standard input: the lock is free only when the last of them is gone.
+//! descriptor: the lock is free only when the last of them is gone.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Stdio;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::report::Kind;
@@ -120,9 +119,9 @@ impl Lock {
         self.file.sync_all().context("cannot flush a lock")
     }
 
-    /// The lock as the standard input of a child, which then holds it too.
-    pub fn inherit(&self) -> Result<Stdio> {
-        Ok(Stdio::from(self.file.try_clone().context("cannot hand a lock on")?))
+    /// The same lock once more: it is free only when all of these are gone.
+    pub fn share(&self) -> Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned().context("cannot hand a lock on")
     }
 }
 
@@ -156,8 +155,11 @@ mod tests {
         let error = Lock::take(fd.as_fd(), "lock", Hold::Exclusive, Duration::ZERO, "the store").unwrap_err();
         assert_eq!(crate::report::status(&error), 3);
         assert!(error.to_string().contains("bak-test (pid 7 on n1)"), "{error}");
-        let mut child =
-            std::process::Command::new("cat").stdin(first.inherit().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::from(first.share().unwrap()))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         // `cat` on a lock file ends at once; a `sleep` would need killing. Both hold it while they live.
         drop(first);
         child.wait().unwrap();

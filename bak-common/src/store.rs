@@ -20,7 +20,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::fsio;
@@ -624,9 +623,9 @@ impl Work {
         &self.stem
     }
 
-    /// The work directory's lock, as the standard input of a program that works there.
-    pub fn lock(&self) -> Result<Stdio> {
-        self.lock.inherit()
+    /// The work directory's lock, for the programs that work there to hold.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
     }
 
     /// Opens one of the files made here, by name.

@@ -1,0 +1,3 @@
+//! bak-guests, bak-list, bak-dump, bak-restore: a module each; `driver` is what they share.
+
+pub mod driver;
