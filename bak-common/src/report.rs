@@ -163,6 +163,15 @@ pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> 
         say(program, "", &format!("{error:#}"));
         return ExitCode::from(127);
     }
+    if let Some(result) = crate::meter::run() {
+        return result.map_or_else(
+            |error| {
+                say(program, "", &format!("{error:#}"));
+                ExitCode::from(255)
+            },
+            ExitCode::from,
+        );
+    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match run() {
         Ok(status) => ExitCode::from(status),

@@ -265,8 +265,11 @@ impl Store {
 
     /// The dump with this stem at this place, as it is now; `None` if it is not there.
     pub fn look(&self, place: &str, stem: &Stem) -> Result<Option<Entry>> {
-        let dir = fsio::open_place(self.top(), place)?;
-        self.entry(dir.as_fd(), place, stem)
+        match fsio::open_place(self.top(), place) {
+            Ok(dir) => self.entry(dir.as_fd(), place, stem),
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn entry(&self, dir: BorrowedFd, place: &str, stem: &Stem) -> Result<Option<Entry>> {

@@ -1,6 +1,8 @@
 //! What the tests share: a temporary place, dumps made by hand, programs run as users run them, and a checker of stores
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
+pub mod sshd;
+
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -157,8 +159,8 @@ pub fn put_dump(store: &Path, vm: &str, started: &str, bytes: usize, more: Value
     let stem = format!("{vm}-{}", compact(started));
     let dir = store.join(vm);
     fs::create_dir_all(&dir).unwrap();
-    let seed = Sha256::digest(stem.as_bytes());
-    let content: Vec<u8> = (0..bytes).map(|i| seed[i % 32] ^ (i / 32) as u8 ^ (i / 8192) as u8).collect();
+    let seed = Sha256::digest(stem.as_bytes()).iter().fold(0, |sum, byte| sum << 3 ^ u64::from(*byte));
+    let content = noise(seed, bytes);
     let file = format!("{stem}.raw");
     fs::write(dir.join(&file), &content).unwrap();
     let id = format!("{vm}@{}", compact(started));
@@ -170,6 +172,16 @@ pub fn put_dump(store: &Path, vm: &str, started: &str, bytes: usize, more: Value
     }
     fs::write(dir.join(format!("{stem}.dump.json")), format!("{record}\n")).unwrap();
     id
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
 }
 
 pub fn hex(bytes: &[u8]) -> String {

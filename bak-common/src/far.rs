@@ -1,0 +1,533 @@
+//! The far side: a mounted path, or a directory that rsync reaches over ssh. Nothing of bak's is needed over there.
+//!
+//! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
+//! argument, a pattern or a word of a shell.
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::calendar::Time;
+use crate::command::{Event, Finished, Program};
+use crate::meter::{self, METER, Wire};
+use crate::name::printable;
+use crate::report::Kind;
+
+/// Where a destination is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// A directory on this machine: a mounted disk or share.
+    Path(PathBuf),
+    /// `[user@]host:path`, over ssh.
+    Ssh { host: String, path: String },
+}
+
+impl Url {
+    pub fn parse(text: &str) -> Result<Self> {
+        let usage = |why: &str| Kind::Usage.says(format!("`{}` is no destination: {why}", printable(text)));
+        if text.contains("://") {
+            return Err(usage("only mounted paths and [user@]host:path are known to this version"));
+        }
+        let (head, rest) = text.split_once(':').map_or((text, None), |(head, rest)| (head, Some(rest)));
+        match rest {
+            Some(path) if !head.contains('/') => {
+                if head.is_empty()
+                    || head.starts_with('-')
+                    || head.contains(char::is_whitespace)
+                    || path.starts_with(':')
+                {
+                    return Err(usage("a host is written [user@]host:path"));
+                }
+                if path.is_empty() {
+                    return Err(usage("name the directory over there: host:/path"));
+                }
+                Ok(Url::Ssh { host: head.to_owned(), path: path.trim_end_matches('/').to_owned() + "/" })
+            }
+            _ if text.is_empty() => Err(usage("it is empty")),
+            _ => Ok(Url::Path(std::path::absolute(text).map_err(|error| usage(&error.to_string()))?)),
+        }
+    }
+}
+
+/// A file over there, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FarFile {
+    /// Below the destination's directory.
+    pub name: String,
+    pub bytes: u64,
+    pub modified: Time,
+    pub kind: FarKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarKind {
+    File,
+    Dir,
+    Other,
+}
+
+/// The far side was reached and answered, or it was not.
+#[derive(Debug)]
+pub enum Fetched {
+    Here(Vec<u8>),
+    /// rsync says that there is no such file.
+    Missing,
+}
+
+/// A connection to the far side for one pass.
+#[derive(Debug)]
+pub struct Far {
+    url: Url,
+    /// Temporary files of this pass: lists, stubs, the meter's counts.
+    scratch: PathBuf,
+    ssh: Vec<OsString>,
+    master: Option<Child>,
+    runs: Cell<u64>,
+    fsync: Cell<bool>,
+    /// What all runs so far have cost, and the counts of the one that runs.
+    wire: Cell<Wire>,
+}
+
+/// How one rsync went.
+#[derive(Debug)]
+pub struct Ran {
+    pub finished: Finished,
+    pub wire: Wire,
+}
+
+/// What rsync's exit status means.
+pub fn words(code: Option<i32>) -> &'static str {
+    match code {
+        Some(1) => "rsync does not know an option: is it older than 3.1 over there?",
+        Some(3) => "files could not be chosen",
+        Some(5) => "the rsync over there could not start",
+        Some(10 | 12) => "the connection broke",
+        Some(11) => "a file could not be written or read (is the disk full over there?)",
+        Some(20) => "it was interrupted",
+        Some(22) => "out of memory",
+        Some(23) => "some files could not be transferred",
+        Some(24) => "files vanished while they were sent",
+        Some(30 | 35) => "the far side did not answer in time",
+        Some(127) => "rsync is not installed over there",
+        Some(255) => "ssh could not connect",
+        _ => "rsync failed",
+    }
+}
+
+impl Ran {
+    /// Whether the line, and not this file, is the trouble.
+    pub fn line_down(&self) -> bool {
+        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
+    }
+
+    pub fn check(&self) -> Result<()> {
+        if self.finished.status.success() { Ok(()) } else { Err(self.error()) }
+    }
+
+    pub fn error(&self) -> anyhow::Error {
+        let code = self.finished.status.code();
+        let status = code.map_or_else(|| "killed".to_owned(), |code| code.to_string());
+        // rsync's own last line repeats its status; what matters stands before.
+        let said: Vec<&str> = self
+            .finished
+            .stderr
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
+            .collect();
+        let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
+        anyhow!("{} (rsync {status}){said}", words(code))
+    }
+}
+
+impl Far {
+    /// Prepares a connection; over ssh, one that all runs of this pass share. `ssh` is the command that reaches the host,
+    /// `scratch` an empty directory of ours.
+    pub fn open(url: Url, ssh: &[String], scratch: &Path) -> Result<Self> {
+        let mut far = Self {
+            url,
+            scratch: scratch.to_owned(),
+            ssh: Vec::new(),
+            master: None,
+            runs: Cell::new(0),
+            fsync: Cell::new(true),
+            wire: Cell::default(),
+        };
+        fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
+        if let Url::Ssh { host, .. } = far.url.clone() {
+            far.ssh = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
+            for option in ["BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4"] {
+                far.ssh.extend(["-o".into(), option.into()]);
+            }
+            far.connect(&host)?;
+        }
+        Ok(far)
+    }
+
+    pub fn is_remote(&self) -> bool {
+        matches!(self.url, Url::Ssh { .. })
+    }
+
+    /// Starts the ssh connection that the runs share, and waits until it stands.
+    fn connect(&mut self, host: &str) -> Result<()> {
+        let socket = self.scratch.join("ssh");
+        // sun_path holds 108 bytes, and ssh appends 17 while it makes the socket.
+        if socket.as_os_str().len() > 85 {
+            return Ok(());
+        }
+        let errors = self.scratch.join("ssh.err");
+        let stderr = fs::File::create(&errors).context("cannot make a temporary file")?;
+        let with_socket = |more: &[&str]| {
+            let mut args: Vec<OsString> = self.ssh[1..].to_vec();
+            args.extend(["-S".into(), socket.clone().into_os_string()]);
+            args.extend(more.iter().map(OsString::from));
+            args
+        };
+        let program =
+            Program::new(&self.ssh[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
+        let mut master = program.spawn(Stdio::null(), stderr.into())?;
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = master.try_wait().context("cannot wait for ssh")? {
+                let said = fs::read_to_string(&errors).unwrap_or_default();
+                let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+                bail!("ssh could not connect ({status}): {said}");
+            }
+            if socket.exists() {
+                let check = Program::new(&self.ssh[0])?
+                    .args(with_socket(&["-O", "check", "--", host]))
+                    .timeout(Duration::from_secs(10))
+                    .run()?;
+                if check.status.success() {
+                    break;
+                }
+            }
+            if begun.elapsed() > Duration::from_secs(60) {
+                crate::command::stop(&mut master);
+                bail!("ssh could not connect within 60 s");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.master = Some(master);
+        self.ssh.extend(["-S".into(), socket.into_os_string(), "-o".into(), "ControlMaster=no".into()]);
+        Ok(())
+    }
+
+    /// What has crossed the line since the last call.
+    pub fn take_wire(&self) -> Wire {
+        self.wire.take()
+    }
+
+    /// The directory `below` over there, as rsync wants it.
+    fn place(&self, below: &str) -> OsString {
+        match &self.url {
+            Url::Path(path) => {
+                let mut place = path.join(below).into_os_string();
+                if !place.as_bytes().ends_with(b"/") {
+                    place.push("/");
+                }
+                place
+            }
+            Url::Ssh { host, path } => {
+                let slash = if below.is_empty() || below.ends_with('/') { "" } else { "/" };
+                format!("{host}:{path}{below}{slash}").into()
+            }
+        }
+    }
+
+    fn scratch_file(&self, kind: &str) -> PathBuf {
+        self.runs.set(self.runs.get() + 1);
+        self.scratch.join(format!("{kind}.{}", self.runs.get()))
+    }
+
+    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one.
+    fn rsync(
+        &self,
+        options: &[&str],
+        files: &[String],
+        places: [OsString; 2],
+        lock: Option<&crate::lock::Lock>,
+        watch: &mut dyn FnMut(Wire) -> Result<()>,
+    ) -> Result<Ran> {
+        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
+        let list = self.scratch_file("files");
+        fs::write(&list, files.join("\0")).context("cannot write a temporary file")?;
+        let counts = self.scratch_file("wire");
+        let mut program =
+            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", "--timeout=600"]);
+        program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
+        if self.is_remote() {
+            // The path stays ours even if this program is replaced by a newer one meanwhile.
+            let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
+            for word in
+                [OsString::from(METER), counts.clone().into_os_string()].into_iter().chain(self.ssh.iter().cloned())
+            {
+                shell.push(" ");
+                shell.push(quote(word));
+            }
+            program = program.arg("-e").arg(shell);
+        }
+        let [from, to] = places;
+        // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
+        program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
+        if let Some(lock) = lock {
+            program = program.holding(lock)?;
+        }
+        let mut stdout = Vec::new();
+        let mut local = Wire::default();
+        let remote = self.is_remote();
+        let finished = program.run_with(|event| {
+            if let Event::Output(bytes) = event {
+                stdout.extend_from_slice(bytes);
+                if !remote && let Some(sent) = progress(bytes) {
+                    local.out = local.out.max(sent);
+                }
+            }
+            watch(if remote { meter::read(&counts) } else { local })
+        });
+        let wire = if remote { meter::read(&counts) } else { local };
+        self.wire.set(self.wire.get() + wire);
+        let _ = fs::remove_file(&list);
+        let _ = fs::remove_file(&counts);
+        let mut finished = finished?;
+        finished.stdout = stdout;
+        Ok(Ran { finished, wire })
+    }
+
+    /// Sends files of the directory `from`, each to the same name below the destination's directory `below`. What is
+    /// there already, by size and time, is not sent again.
+    pub fn send(
+        &self,
+        from: &Path,
+        below: &str,
+        files: &[String],
+        options: &[&str],
+        lock: Option<&crate::lock::Lock>,
+        watch: &mut dyn FnMut(Wire) -> Result<()>,
+    ) -> Result<Ran> {
+        let source = with_slash(from.to_owned());
+        loop {
+            let mut all = vec!["-t", "--chmod=Dgo=,Fgo=", "--info=progress2"];
+            all.extend(options);
+            if self.fsync.get() {
+                all.push("--fsync");
+            }
+            let ran = self.rsync(&all, files, [source.clone(), self.place(below)], lock, watch)?;
+            let unknown = !ran.finished.status.success() && ran.finished.stderr.contains("--fsync: unknown option");
+            if self.fsync.get() && unknown {
+                // An rsync older than 3.2.4 over there: its kernel flushes within half a minute.
+                self.fsync.set(false);
+                continue;
+            }
+            return Ok(ran);
+        }
+    }
+
+    /// Fetches one small file.
+    pub fn fetch(&self, name: &str) -> Result<Fetched> {
+        let to = self.scratch_file("fetched");
+        fs::create_dir(&to).context("cannot make a temporary directory")?;
+        let options = ["--max-size=16M"];
+        let ran =
+            self.rsync(&options, &[name.to_owned()], [self.place(""), to.clone().into_os_string()], None, &mut |_| {
+                Ok(())
+            })?;
+        let result = match fs::read(to.join(name)) {
+            Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
+            // Only a clear "no such file" is an absence; any other trouble is trouble.
+            _ if matches!(ran.finished.status.code(), Some(3 | 23))
+                && ran.finished.stderr.contains("No such file or directory (2)") =>
+            {
+                Ok(Fetched::Missing)
+            }
+            Ok(_) => Err(ran.error()),
+            Err(_) if ran.finished.status.success() => Err(anyhow!("{} is larger than 16 MiB", printable(name))),
+            Err(_) => Err(ran.error()),
+        };
+        let _ = fs::remove_dir_all(&to);
+        result
+    }
+
+    /// Lists these names and what lies below them; one that is not there lists as nothing. An error if the
+    /// listing is not whole.
+    pub fn list(&self, names: &[String]) -> Result<Vec<FarFile>> {
+        let options = ["--list-only", "-r", "--ignore-missing-args"];
+        let places = [self.place(""), self.scratch.join("empty").into_os_string()];
+        let ran = self.rsync(&options, names, places, None, &mut |_| Ok(()))?;
+        ran.check().context("cannot list the far side")?;
+        let text = String::from_utf8_lossy(&ran.finished.stdout);
+        text.lines()
+            .map(|line| listed(line).with_context(|| format!("cannot read rsync's listing: `{}`", printable(line))))
+            .collect()
+    }
+
+    /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
+    /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
+    pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
+        let stub = self.stub(old, new)?;
+        let options = ["-tHz", "--link-dest=.."];
+        self.rsync(
+            &options,
+            &[old.name.clone(), new.to_owned()],
+            [with_slash(stub), self.place(basis)],
+            None,
+            &mut |_| Ok(()),
+        )
+    }
+
+    /// Removes what [`Far::seed_basis`] made. rsync takes a file of the same size and time here for a copy of the one
+    /// over there, and then removes that one on request: only these very names, and no directory is ever swept.
+    pub fn drop_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
+        let stub = self.stub(old, new)?;
+        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
+        self.rsync(
+            &options,
+            &[old.name.clone(), new.to_owned()],
+            [self.place(basis), stub.into_os_string()],
+            None,
+            &mut |_| Ok(()),
+        )
+    }
+
+    /// A directory with an empty sparse file of `old`'s name, size and time, hard-linked as `new`.
+    fn stub(&self, old: &FarFile, new: &str) -> Result<PathBuf> {
+        let dir = self.scratch_file("stub");
+        for name in [old.name.as_str(), new] {
+            let parent = dir.join(name).parent().map(Path::to_owned).unwrap_or_default();
+            fs::create_dir_all(parent).context("cannot make a temporary directory")?;
+        }
+        let path = dir.join(&old.name);
+        let file = fs::File::create(&path).context("cannot make a temporary file")?;
+        let modified =
+            std::time::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(old.modified.unix()).unwrap_or(0)));
+        file.set_len(old.bytes)
+            .and_then(|()| file.set_modified(modified.unwrap_or(std::time::UNIX_EPOCH)))
+            .context("cannot make a temporary file")?;
+        fs::hard_link(&path, dir.join(new)).context("cannot make a temporary file")?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        if let Some(master) = &mut self.master {
+            crate::command::stop(master);
+        }
+    }
+}
+
+fn with_slash(path: PathBuf) -> OsString {
+    let mut text = path.into_os_string();
+    text.push("/");
+    text
+}
+
+trait ConcatOs {
+    fn concat_os(self) -> OsString;
+}
+
+impl ConcatOs for [&[u8]; 2] {
+    fn concat_os(self) -> OsString {
+        OsString::from_vec(self.concat())
+    }
+}
+
+/// A word of rsync's `-e`, which it splits itself: quoted, quotes doubled.
+fn quote(word: OsString) -> OsString {
+    let mut quoted = vec![b'\''];
+    for byte in word.into_vec() {
+        quoted.extend(if byte == b'\'' { &b"''"[..] } else { std::slice::from_ref(&byte) });
+    }
+    quoted.push(b'\'');
+    OsString::from_vec(quoted)
+}
+
+/// How many bytes `--info=progress2` says have been sent, from the last of its lines in `output`.
+fn progress(output: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(output).ok()?;
+    text.split(['\r', '\n']).rev().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let bytes = words.next()?.parse().ok()?;
+        words.next()?.ends_with('%').then_some(bytes)
+    })
+}
+
+/// One line of `--list-only`: permissions, size, date, time, name.
+fn listed(line: &str) -> Option<FarFile> {
+    let (mode, rest) = line.split_once(' ')?;
+    let (bytes, rest) = rest.trim_start().split_once(' ')?;
+    let (date, rest) = rest.split_once(' ')?;
+    let (time, name) = rest.split_once(' ')?;
+    let modified = format!("{}T{time}Z", date.replace('/', "-")).parse().ok()?;
+    let kind = match mode.as_bytes().first()? {
+        b'-' => FarKind::File,
+        b'd' => FarKind::Dir,
+        _ => FarKind::Other,
+    };
+    Some(FarFile { name: unescape(name), bytes: bytes.parse().ok()?, modified, kind })
+}
+
+/// rsync writes what it will not print as `\#` and three octal digits.
+fn unescape(name: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = name.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        if let [b'\\', b'#', a, b, c, left @ ..] = rest
+            && let Some(value) =
+                [a, b, c].iter().try_fold(0_u32, |sum, digit| Some(sum * 8 + char::from(**digit).to_digit(8)?))
+            && let Ok(value) = u8::try_from(value)
+        {
+            out.push(value);
+            rest = left;
+        } else {
+            out.push(*byte);
+            rest = after;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let ssh = |host: &str, path: &str| Url::Ssh { host: host.into(), path: path.into() };
+        assert_eq!(Url::parse("backup@box:/srv/bak").unwrap(), ssh("backup@box", "/srv/bak/"));
+        assert_eq!(Url::parse("box:bak/").unwrap(), ssh("box", "bak/"));
+        assert_eq!(Url::parse("/mnt/a:b").unwrap(), Url::Path("/mnt/a:b".into()));
+        for bad in ["", ":/x", "box:", "box::module", "-oProxyCommand=x:/y", "a b:/x", "rsync://box/m", "s3://x"] {
+            assert!(Url::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listings() {
+        let line = "-rw-r--r--     3000000 2026/01/01 01:02:03 web/a \\#012 b";
+        let file = listed(line).unwrap();
+        assert_eq!((file.name.as_str(), file.bytes, file.kind), ("web/a \n b", 3_000_000, FarKind::File));
+        assert_eq!(file.modified.to_string(), "2026-01-01T01:02:03Z");
+        assert_eq!(listed("drwxr-xr-x        4096 2026/11/20 18:07:19 web").unwrap().kind, FarKind::Dir);
+        assert_eq!(listed("lrwxrwxrwx          11 2026/11/20 18:07:19 web/x").unwrap().kind, FarKind::Other);
+        for bad in ["", "-rw", "-rw-r--r-- x 2026/01/01 01:02:03 a", "-rw-r--r-- 1 2026/13/01 01:02:03 a"] {
+            assert!(listed(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn progress_lines() {
+        assert_eq!(progress(b"\r     32,768   0%\r        65536  12%    1.00MB/s"), Some(65536));
+        assert_eq!(progress(b"sent 5 bytes"), None);
+    }
+
+    #[test]
+    fn words_for_rsync() {
+        assert_eq!(quote("a 'b'".into()), OsString::from("'a ''b'''"));
+    }
+}

@@ -1,0 +1,481 @@
+//! One pass: the outbox's dumps, one at a time.
+//!
+//! Order is all that keeps the far side right, as there is no lock and no rename over there: a dump's files, flushed; its
+//! sidecar, flushed; a listing that shows all of it; the history here; and only then the links go. A crash after any step
+//! is finished by the next pass: what lacks a sidecar is sent on, what has one is looked at and counted.
+
+use anyhow::{Context, Result, anyhow, bail};
+use bak_common::args::{Destination, Session};
+use bak_common::far::{Far, FarFile, Fetched, Ran, Url};
+use bak_common::ledger::{self, Attempt, Ledger, Line};
+use bak_common::lock::{Hold, Holder, Lock};
+use bak_common::meter::Wire;
+use bak_common::outbox::Outbox;
+use bak_common::record::{Dump, SentNote};
+use bak_common::report::{Kind, status};
+use bak_common::store::Entry;
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::identity;
+use crate::plan::{self, There};
+use crate::progress::Bar;
+
+/// A running attempt is noted in the ledger this often, so that a crash forgets at most so much.
+const NOTED_EVERY: u64 = 64 << 20;
+
+/// After so many dumps in a row that failed by the line's fault, the pass ends.
+const LINE_FAILURES: u32 = 2;
+
+#[derive(Debug)]
+pub struct Options {
+    /// Bytes a second.
+    pub bwlimit: Option<u64>,
+    pub ssh: Vec<String>,
+}
+
+/// A private directory for one pass, gone with it.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub fn new() -> Result<Self> {
+        Ok(Self(tempfile::Builder::new().prefix("bak-sync-").tempdir().context("cannot make a temporary directory")?))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+pub fn url(dest: &Destination) -> Result<Url> {
+    let text = dest.url.as_deref();
+    Url::parse(text.ok_or_else(|| {
+        Kind::Usage.says(format!("the destination {} has no url: --dest {}=URL", dest.name, dest.name))
+    })?)
+}
+
+/// Why a dump was not sent, and whether the line is to blame.
+struct Trouble {
+    error: anyhow::Error,
+    line_down: bool,
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, line_down: false }
+    }
+}
+
+/// Whether rsync did what it should; else the trouble it met.
+fn went_well(ran: &Ran) -> Result<(), Trouble> {
+    ran.check().map_err(|error| Trouble { error, line_down: ran.line_down() })
+}
+
+struct Pass<'a> {
+    session: &'a Session,
+    dest: &'a Destination,
+    options: &'a Options,
+    outbox: &'a Outbox,
+    far: &'a Far,
+    scratch: &'a Scratch,
+    lock: &'a Lock,
+    ledger: ledger::Writer,
+    history: Vec<Dump>,
+    listing: Vec<FarFile>,
+    /// A directory over there for hard links to what deltas are made against; this outbox's own.
+    basis: String,
+    id: String,
+}
+
+/// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
+/// and in a dry run for all, in order.
+pub fn pass(
+    session: &Session,
+    dest: &Destination,
+    options: &Options,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    let url = url(dest)?;
+    let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
+    let expected = outbox.identity()?.ok_or_else(|| {
+        Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
+    })?;
+    if session.dry_run {
+        for mut dump in plan::order(pending(session, &outbox).into_iter().map(|entry| entry.dump).collect(), &dest.name)
+        {
+            dump.planned = true;
+            done(dump)?;
+        }
+        return Ok(());
+    }
+    let bak = outbox.store.make_bak()?;
+    let mut lock =
+        Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", dest.name))?;
+    lock.sign(&Holder::me())?;
+    drop(outbox.store.lock(session.wait, &session.report)?);
+    let begun = Instant::now();
+    let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
+    let id = uuid::Uuid::new_v4().to_string();
+    let mut sum = Wire::default();
+    let (mut sent, mut failed) = (0, 0);
+    let waiting = pending(session, &outbox);
+    if !waiting.is_empty() {
+        let scratch = Scratch::new()?;
+        let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+        let opened = look(&outbox, &far, &expected, &waiting);
+        // What the look cost is noted whether or not it went well.
+        let wire = far.take_wire();
+        ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, wire, begun, "done")))?;
+        sum = sum + wire;
+        let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
+        let mut pass = Pass {
+            session,
+            dest,
+            options,
+            outbox: &outbox,
+            far: &far,
+            scratch: &scratch,
+            lock: &lock,
+            ledger,
+            history,
+            listing,
+            basis,
+            id: id.clone(),
+        };
+        (sent, failed) = pass.all(waiting, &mut sum, done)?;
+        ledger = pass.ledger;
+    }
+    let pending = outbox.store.list().dumps.len() as u64;
+    let line = ledger::Pass {
+        id,
+        at: session.clock(),
+        dest: dest.name.clone(),
+        wire_out: sum.out,
+        wire_in: sum.into,
+        seconds: begun.elapsed().as_secs(),
+        sent,
+        failed,
+        pending,
+    };
+    ledger.append(&Line::Pass(line))
+}
+
+/// `error`, with what it means for those that wait; its exit status is kept.
+fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
+    let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
+    let text = format!("{error:#} ({waiting} {plural} pending)");
+    match status(&error) {
+        4 => Kind::Refused.says(text),
+        _ => anyhow!(text),
+    }
+}
+
+/// The dumps that wait here. What cannot be sent because it is not good is a failure of its own.
+fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
+    let listing = outbox.store.list();
+    listing.report(&outbox.store, &session.report);
+    let (good, bad): (Vec<_>, Vec<_>) = listing.dumps.into_iter().partition(Entry::is_good);
+    for entry in bad {
+        let why = entry.fault.unwrap_or_default();
+        session.report.fail(
+            entry.dump.id.as_str(),
+            &anyhow!("cannot be sent: {why}; bak-prune removes it from {}", outbox.store.path().display()),
+        );
+    }
+    good
+}
+
+type Looked = (Vec<Dump>, Vec<FarFile>, String);
+
+/// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
+fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, waiting: &[Entry]) -> Result<Looked> {
+    identity::check(far, expected)?;
+    let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
+    let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
+    let listing = far.list(&places.into_iter().collect::<Vec<_>>())?;
+    Ok((outbox.history()?.dumps, listing, basis))
+}
+
+/// A short, stable name for an outbox on this node (FNV-1a); nodes that share a far side must not share it.
+fn fold(path: &Path) -> u32 {
+    let node = bak_common::lock::node_name();
+    let bytes = node.bytes().chain([0]).chain(path.as_os_str().as_encoded_bytes().iter().copied());
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+fn attempt(
+    session: &Session,
+    dest: &Destination,
+    id: &str,
+    dump: Option<&Dump>,
+    wire: Wire,
+    begun: Instant,
+    result: &str,
+) -> Attempt {
+    Attempt {
+        id: id.to_owned(),
+        at: session.clock(),
+        dest: dest.name.clone(),
+        dump: dump.map(|dump| dump.id.clone()),
+        wire_out: wire.out,
+        wire_in: wire.into,
+        seconds: begun.elapsed().as_secs(),
+        result: result.to_owned(),
+        why: None,
+    }
+}
+
+impl Pass<'_> {
+    /// Sends all that waits; returns how many were sent and how many failed.
+    fn all(
+        &mut self,
+        waiting: Vec<Entry>,
+        sum: &mut Wire,
+        done: &mut dyn FnMut(Dump) -> Result<()>,
+    ) -> Result<(u64, u64)> {
+        let order = plan::order(waiting.into_iter().map(|entry| entry.dump).collect(), &self.dest.name);
+        let (mut sent, mut failed, mut in_a_row) = (0, 0, 0);
+        let count = order.len();
+        for (i, dump) in order.into_iter().enumerate() {
+            if in_a_row == LINE_FAILURES {
+                self.session
+                    .report
+                    .fail(&self.dest.name, &anyhow!("the line is down: the other {} stay pending", count - i));
+                break;
+            }
+            match self.one(&dump, sum) {
+                Ok(arrived) => {
+                    (sent, in_a_row) = (sent + 1, 0);
+                    self.session.report.decided(&bak_common::record::to_line(&bak_common::record::Record::Dump(
+                        Box::new(arrived.clone()),
+                    )));
+                    done(arrived)?;
+                }
+                Err(trouble) => {
+                    failed += 1;
+                    in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
+                    let noted = self.note(&dump, |note| note.error = Some(format!("{:#}", trouble.error)));
+                    self.session.report.fail(dump.id.as_str(), &trouble.error.context("stays pending"));
+                    if let Err(error) = noted {
+                        self.session.report.fail(dump.id.as_str(), &error.context("cannot note that it failed"));
+                    } else if let (true, Ok(noted)) = (self.session.explain, noted) {
+                        done(noted)?;
+                    }
+                }
+            }
+        }
+        Ok((sent, failed))
+    }
+
+    /// Changes the note of this destination in the outbox's sidecar.
+    fn note(&self, dump: &Dump, change: impl FnOnce(&mut bak_common::record::LinkNote)) -> Result<Dump> {
+        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
+        let place = Outbox::place(&dump.vm);
+        let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
+        let mut noted = entry.dump.clone();
+        if let Some(note) = noted.link.get_mut(&self.dest.name) {
+            change(note);
+        }
+        locked.annotate(&entry, &noted)?;
+        Ok(noted)
+    }
+
+    /// Sends one dump, or finds that it has arrived before. Its traffic is noted whatever happens.
+    fn one(&mut self, dump: &Dump, sum: &mut Wire) -> Result<Dump, Trouble> {
+        if let Some(sent) = self.outbox.sent(dump)? {
+            if !sent.same(dump) {
+                return Err(anyhow!("another dump was sent under its name").into());
+            }
+            self.unlink(dump)?;
+            return Ok(sent);
+        }
+        let begun = Instant::now();
+        self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?;
+        let at = self.session.clock();
+        let id = format!("{}/{}", self.id, dump.id);
+        let result = self.carry(dump, &id, begun);
+        let wire = self.far.take_wire();
+        *sum = *sum + wire;
+        let mut line = attempt(
+            self.session,
+            self.dest,
+            &id,
+            Some(dump),
+            wire,
+            begun,
+            if result.is_ok() { "sent" } else { "failed" },
+        );
+        line.at = at;
+        line.why = result.as_ref().err().map(|trouble| format!("{:#}", trouble.error));
+        self.ledger.append(&Line::Attempt(line))?;
+        result?;
+        let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
+        self.unlink(dump)?;
+        self.history.push(arrived.clone());
+        Ok(arrived)
+    }
+
+    /// Data, then sidecar, then a listing that shows all of it.
+    fn carry(&mut self, dump: &Dump, id: &str, begun: Instant) -> Result<(), Trouble> {
+        let place = Outbox::place(&dump.vm);
+        let sidecar = dump.bare().to_sidecar();
+        match plan::there(dump, &place, &self.listing) {
+            There::Sidecar => return Ok(self.recognise(dump, &place)?),
+            There::InTheWay => {
+                return Err(anyhow!("{place} over there is not a directory: nothing is overwritten").into());
+            }
+            There::Unfinished => {}
+        }
+        let seeded = self.seed(dump, &place);
+        let sent = self.data(dump, &place, !seeded.is_empty(), id, begun);
+        for (old, new) in &seeded {
+            // What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
+            if let Err(error) = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check()) {
+                self.session
+                    .report
+                    .warn(dump.id.as_str(), &format!("cannot remove {}/{new} over there: {error:#}", self.basis));
+            }
+        }
+        sent?;
+        let dir = self.scratch.path().join("sidecar");
+        let path = dir.join(&place);
+        fs::create_dir_all(&path).context("cannot make a temporary directory")?;
+        fs::write(path.join(dump.stem.sidecar()), &sidecar).context("cannot write a temporary file")?;
+        went_well(&self.far.send(
+            &dir,
+            "",
+            &[format!("{place}/{}", dump.stem.sidecar())],
+            &[],
+            Some(self.lock),
+            &mut |_| Ok(()),
+        )?)?;
+        let listing = self.far.list(std::slice::from_ref(&place))?;
+        let missing = plan::missing(dump, &place, sidecar.len(), &listing);
+        self.listing.retain(|file| file.name != place && !file.name.starts_with(&format!("{place}/")));
+        self.listing.extend(listing);
+        match missing {
+            Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// A sidecar is there already. If it is this dump's, and all its files are there, the dump has arrived; else it is an
+    /// error, as nothing over there is ever overwritten.
+    fn recognise(&self, dump: &Dump, place: &str) -> Result<()> {
+        let name = format!("{place}/{}", dump.stem.sidecar());
+        let Fetched::Here(text) = self.far.fetch(&name)? else { bail!("its sidecar over there has vanished") };
+        let there = Dump::from_sidecar(&dump.stem, &text).context("cannot read its sidecar over there")?;
+        if !there.same(dump) {
+            bail!("another dump is there under its name: nothing is overwritten");
+        }
+        match plan::missing(dump, place, text.len(), &self.listing) {
+            Some(why) => {
+                bail!("its sidecar is over there, but {why}: remove that sidecar there, and it will be sent again")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes this guest's previous dump over there the basis of this one, where there is one. Returns what was made; a
+    /// basis that cannot be made only makes the transfer dearer.
+    fn seed(&self, dump: &Dump, place: &str) -> Vec<(FarFile, String)> {
+        if !self.far.is_remote() {
+            return Vec::new();
+        }
+        let mut seeded = Vec::new();
+        for file in &dump.files {
+            let Some(old) = plan::basis(dump, file, place, &self.history, &self.listing) else { continue };
+            let new = format!("{place}/{}", file.name);
+            match self.far.seed_basis(&self.basis, old, &new).and_then(|ran| ran.check()) {
+                Ok(()) => seeded.push((old.clone(), new)),
+                Err(error) => self.session.report.warn(dump.id.as_str(), &format!("goes without a basis: {error:#}")),
+            }
+        }
+        seeded
+    }
+
+    fn data(&mut self, dump: &Dump, place: &str, delta: bool, id: &str, begun: Instant) -> Result<(), Trouble> {
+        let dir = self.outbox.store.path().join(place);
+        let names = fs::read_dir(&dir)
+            .context("cannot list the outbox")?
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let companions = names.filter(|name| bak_common::store::is_companion(dump, name));
+        let files: Vec<String> = dump
+            .files
+            .iter()
+            .map(|file| file.name.clone())
+            .chain(companions)
+            .map(|name| format!("{place}/{name}"))
+            .collect();
+        let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
+        let (block, rate) = (
+            format!("--block-size={}", plan::block_size(largest)),
+            self.options.bwlimit.map(|rate| format!("--bwlimit={}", (rate / 1024).max(1))),
+        );
+        let compare = format!("--compare-dest={}", self.basis);
+        let mut options = vec!["--partial-dir=.part"];
+        if self.far.is_remote() {
+            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()]);
+        } else {
+            options.push("--whole-file");
+        }
+        if delta {
+            options.push(&compare);
+        }
+        if holes(&dir, dump) {
+            options.push("--sparse");
+        }
+        options.extend(rate.as_deref());
+        let bar = Bar::new(self.session, dump);
+        let mut noted = 0;
+        let (session, dest, ledger) = (self.session, self.dest, &mut self.ledger);
+        let ran = self.far.send(self.outbox.store.path(), "", &files, &options, Some(self.lock), &mut |wire| {
+            bar.at(wire);
+            let so_far = wire.out + wire.into;
+            if so_far >= noted + NOTED_EVERY {
+                noted = so_far;
+                ledger.append(&Line::Attempt(attempt(session, dest, id, Some(dump), wire, begun, "running")))?;
+            }
+            Ok(())
+        })?;
+        went_well(&ran)
+    }
+
+    /// What all attempts at this dump have cost, from the ledger.
+    fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
+        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
+        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
+        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
+        Ok(SentNote {
+            at: self.session.clock(),
+            wire_out: sum(|attempt| attempt.wire_out),
+            wire_in: sum(|attempt| attempt.wire_in),
+            seconds: sum(|attempt| attempt.seconds),
+            passes: of_it().count() as u64,
+            extra: Default::default(),
+        })
+    }
+
+    /// Takes a dump that has arrived out of the outbox. The local store keeps its own links.
+    fn unlink(&self, dump: &Dump) -> Result<()> {
+        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
+        let Some(entry) = self.outbox.store.look(&Outbox::place(&dump.vm), &dump.stem)? else { return Ok(()) };
+        locked
+            .remove(&[&entry])
+            .into_iter()
+            .collect::<Result<()>>()
+            .context("has arrived, but cannot be taken out of the outbox")
+    }
+}
+
+/// Whether a file of the dump has holes, which rsync must be told to keep.
+fn holes(dir: &Path, dump: &Dump) -> bool {
+    dump.files
+        .iter()
+        .any(|file| fs::symlink_metadata(dir.join(&file.name)).is_ok_and(|meta| meta.blocks() * 512 < meta.len()))
+}

@@ -1,0 +1,167 @@
+//! The command line of bak-sync.
+
+use anyhow::Result;
+use bak_common::args::{Common, Destination, Places, Session};
+use bak_common::jsonl::{Writer, read_all};
+use bak_common::name::{DumpId, printable};
+use bak_common::record::{Dump, Record};
+use bak_common::report::{Kind, PipeClosed};
+use bak_common::table::table;
+use bak_common::units::{rate, show_duration, show_size};
+use clap::Parser;
+use std::collections::HashMap;
+
+use crate::apply::{self, Options};
+use crate::identity;
+
+const EXAMPLES: &str = "\
+Examples:
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --init
+      once: gives the far side its identity
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box
+      one pass: everything that bak-link put into this outbox
+  bak-link --store /var/bak --dest box=backup@box:/srv/bak --limit 10G | bak-sync --store /var/bak --dest box=backup@box:/srv/bak -
+      what was linked now, and what was pending, over ssh
+
+A dump counts as sent when its data, then its sidecar, have arrived and been flushed, and a listing shows all of it. What
+fails stays pending and goes last next time; the others go on. Nothing over there is ever deleted, and nothing is sent to
+a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every attempt.
+
+Exit status: 0 done; 1 some dumps failed and stay pending; 2 usage or configuration; 3 another pass is running; 4 the far
+side is not the one that --init was run on.";
+
+/// Carry an outbox of dumps to off-site storage with rsync.
+#[derive(Parser, Debug)]
+#[command(name = "bak-sync", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Destinations, by name or as NAME=URL; `-` waits for the records of bak-link to end first [default: all configured]
+    #[arg(value_name = "DEST")]
+    operands: Vec<String>,
+    /// Give the far side an identity, or learn the one it has; sends nothing else
+    #[arg(long)]
+    init: bool,
+    /// Bytes a second, 5M or 20Mbit; off for no limit
+    #[arg(long, value_name = "RATE")]
+    bwlimit: Option<String>,
+    /// The command that reaches the host, split at spaces [default: ssh]
+    #[arg(long, value_name = "COMMAND")]
+    ssh: Option<String>,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub fn run() -> Result<u8> {
+    let cli = Cli::parse();
+    let session = cli.common.session("bak-sync")?;
+    let mut places = cli.places.clone();
+    places.dest.extend(cli.operands.iter().filter(|text| *text != "-").cloned());
+    let destinations = places.destinations(&session.config, &[])?;
+    if cli.common.check_config {
+        return check_config(&session, &destinations);
+    }
+    let piped = if cli.operands.iter().any(|text| text == "-") { piped(&session)? } else { HashMap::new() };
+    let mut out = Writer::stdout();
+    let mut rows = Vec::new();
+    for dest in &destinations {
+        let ran = options(&cli, dest).and_then(|options| {
+            if cli.init {
+                return identity::init(&session, dest, &options);
+            }
+            apply::pass(&session, dest, &options, &mut |mut dump| {
+                // What others put into the record on its way here is theirs to find again.
+                if let Some(record) = piped.get(&dump.id) {
+                    for (key, value) in &record.extra {
+                        dump.extra.entry(key).or_insert_with(|| value.clone());
+                    }
+                }
+                if session.table {
+                    rows.push(row(&session, dest, &dump));
+                } else if !session.quiet {
+                    out.record(&Record::Dump(Box::new(dump)))?;
+                }
+                Ok(())
+            })
+        });
+        // One destination that fails does not keep the others waiting.
+        match ran {
+            Err(error) if error.is::<PipeClosed>() => return Err(error),
+            Err(error) => session.report.fail(&dest.name, &error),
+            Ok(()) => {}
+        }
+    }
+    if session.table && !rows.is_empty() {
+        out.line(&table(&["dest", "guest", "started", "size", "out", "in", "time", "state"], &[3, 4, 5, 6], rows))?;
+    }
+    Ok(session.report.finish(|failed| format!("{failed} failed; what is pending stays pending")))
+}
+
+/// The dump records of the pipe, once all of them are there.
+fn piped(session: &Session) -> Result<HashMap<DumpId, Dump>> {
+    let records = read_all(&session.report, session.dry_run)?;
+    Ok(records
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Dump(dump) => Some((dump.id.clone(), *dump)),
+            Record::Guest(_) => None,
+        })
+        .collect())
+}
+
+fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
+    let bwlimit = match cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()) {
+        None | Some("off") => None,
+        Some(text) => Some(rate(text).map_err(|error| Kind::Usage.says(format!("bwlimit: {error:#}")))?),
+    };
+    if bwlimit == Some(0) {
+        return Err(Kind::Usage.says("bwlimit: a rate of 0 would never end"));
+    }
+    let ssh = match &cli.ssh {
+        Some(text) => text.split_whitespace().map(str::to_owned).collect(),
+        None => dest.ssh.clone(),
+    };
+    Ok(Options { bwlimit, ssh })
+}
+
+fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
+    let mut out = Writer::stdout();
+    for dest in destinations {
+        let limits: Vec<String> = dest.limits.iter().map(ToString::to_string).collect();
+        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "ssh": dest.ssh});
+        out.line(&line.to_string())?;
+    }
+    Ok(session.report.finish(|_| String::new()))
+}
+
+fn row(session: &Session, dest: &Destination, dump: &Dump) -> Vec<String> {
+    let sent = dump.sent.get(&dest.name);
+    let number = |value: Option<u64>| value.map_or_else(String::new, show_size);
+    let state = match (sent, dump.link.get(&dest.name)) {
+        (Some(_), _) => "sent".to_owned(),
+        (None, Some(note)) => {
+            note.error.as_ref().map_or_else(|| "pending".to_owned(), |error| format!("pending; last: {error}"))
+        }
+        (None, None) => String::new(),
+    };
+    vec![
+        dest.name.clone(),
+        printable(dump.vm.as_str()),
+        session.zone.minute(dump.started),
+        show_size(dump.bytes),
+        number(sent.map(|note| note.wire_out)),
+        number(sent.map(|note| note.wire_in)),
+        sent.map_or_else(String::new, |note| show_duration(i64::try_from(note.seconds).unwrap_or(i64::MAX))),
+        state,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

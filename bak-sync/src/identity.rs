@@ -1,0 +1,92 @@
+//! The identity of the far side, so that an empty mount point or another storage is never taken for it.
+//!
+//! `--init` writes a file `.bak-store` over there, and the same id into the outbox. Every pass compares the two before
+//! anything else. Several nodes may share a far side: the second learns the identity that is there.
+
+use anyhow::{Context, Result, bail};
+use bak_common::args::{Destination, Session};
+use bak_common::far::{Far, Fetched, Url};
+use bak_common::outbox::{Identity, Outbox};
+use bak_common::report::Kind;
+use std::fs;
+
+use crate::apply::{Options, Scratch, url};
+
+/// The far side's file.
+pub const FILE: &str = ".bak-store";
+
+/// What the far side says it is; `None` if it says nothing.
+pub fn fetch(far: &Far) -> Result<Option<Identity>> {
+    match far.fetch(FILE).context("cannot read the identity of the far side")? {
+        Fetched::Here(text) => {
+            let identity = serde_json::from_slice(&text)
+                .map_err(|_| Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote")));
+            Ok(Some(identity?))
+        }
+        Fetched::Missing => Ok(None),
+    }
+}
+
+/// Refuses (exit 4) unless the far side is the one that `--init` was run on.
+pub fn check(far: &Far, expected: &Identity) -> Result<()> {
+    match fetch(far)? {
+        Some(there) if there.id == expected.id => Ok(()),
+        Some(there) => Err(Kind::Refused.says(format!(
+            "the far side is another one: it says {} and should say {}; nothing was sent",
+            there.id, expected.id
+        ))),
+        None => Err(Kind::Refused
+            .says(format!("the far side has no {FILE}: is it not mounted, or was it emptied? Nothing was sent"))),
+    }
+}
+
+/// Gives the far side an identity, or learns the one it has.
+pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<()> {
+    let url = url(dest)?;
+    if let Url::Path(path) = &url
+        && !path.is_dir()
+    {
+        return Err(Kind::Usage.says(format!("{} is no directory: make it, or mount it, first", path.display())));
+    }
+    if session.dry_run {
+        return Ok(());
+    }
+    let outbox = Outbox::create(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
+    let known = outbox.identity()?;
+    let scratch = Scratch::new()?;
+    let far = Far::open(url, &options.ssh, scratch.path())?;
+    let there = fetch(&far)?;
+    let identity = match (known, there) {
+        (Some(known), Some(there)) if known.id == there.id => return Ok(()),
+        (Some(known), Some(there)) => {
+            return Err(Kind::Refused.says(format!(
+                "this outbox belongs to the far side {}, and there is {}: use another outbox for another storage",
+                known.id, there.id
+            )));
+        }
+        (Some(_), None) => {
+            return Err(Kind::Refused.says(format!(
+                "this outbox belongs to a far side, and there is none: is it not mounted? If it was emptied for good, begin with a new outbox ({FILE} was not written)"
+            )));
+        }
+        (None, Some(there)) => there,
+        (None, None) => write(&far, &scratch)?,
+    };
+    outbox.set_identity(&identity)
+}
+
+fn write(far: &Far, scratch: &Scratch) -> Result<Identity> {
+    let identity = Identity { v: 1, id: uuid::Uuid::new_v4().to_string() };
+    let dir = scratch.path().join("identity");
+    fs::create_dir(&dir).context("cannot make a temporary directory")?;
+    let text = serde_json::to_string(&identity).context("cannot describe the far side")? + "\n";
+    fs::write(dir.join(FILE), text).context("cannot write a temporary file")?;
+    far.send(&dir, "", &[FILE.to_owned()], &["--ignore-existing"], None, &mut |_| Ok(()))?
+        .check()
+        .context("cannot write the identity of the far side")?;
+    // Another node may have been faster: what is there holds.
+    match fetch(far)? {
+        Some(there) => Ok(there),
+        None => bail!("the identity was sent and is not there"),
+    }
+}

@@ -1,0 +1,303 @@
+//! bak-sync as users run it: to a mounted path, and to a real sshd on loopback.
+
+use bak_tests::sshd::Sshd;
+use bak_tests::{Kit, Ran, check_store, noise, put_dump};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+const DAY1: &str = "2026-11-18T01:00:00Z";
+const DAY2: &str = "2026-11-19T01:00:00Z";
+
+/// An outbox, a far side, and dumps that wait, put there by hand.
+struct Place {
+    kit: Kit,
+    sshd: Option<Sshd>,
+}
+
+impl Place {
+    fn new(ssh: bool) -> Self {
+        let kit = Kit::new();
+        fs::create_dir(kit.path("far")).unwrap();
+        let sshd = ssh.then(|| Sshd::start(&kit.path("sshd")));
+        let place = Self { kit, sshd };
+        place.sync(["--init"]).clean();
+        place
+    }
+
+    fn outbox(&self) -> PathBuf {
+        self.kit.path("outbox")
+    }
+
+    fn far(&self) -> PathBuf {
+        self.kit.path("far")
+    }
+
+    fn sync<const N: usize>(&self, more: [&str; N]) -> Ran {
+        let url = self.sshd.as_ref().map_or_else(|| self.far().display().to_string(), |sshd| sshd.url(&self.far()));
+        let mut args = vec!["--outbox".to_owned(), "outbox".into(), "--dest".into(), format!("box={url}")];
+        if let Some(sshd) = &self.sshd {
+            args.extend(["--ssh".into(), sshd.command()]);
+        }
+        args.extend(more.iter().map(|text| (*text).to_owned()));
+        self.kit.run("bak-sync", args)
+    }
+
+    fn wait_there(&self, vm: &str, started: &str, bytes: usize, note: Value) -> String {
+        let mut link = json!({"decision": "linked", "why": "test", "at": "2026-11-20T02:00:00Z", "rank": 1});
+        for (key, value) in note.as_object().unwrap() {
+            link[key] = value.clone();
+        }
+        put_dump(&self.outbox(), vm, started, bytes, json!({"link": {"box": link}}))
+    }
+
+    fn ledger(&self) -> Vec<Value> {
+        let dir = self.outbox().join(".bak/ledger");
+        let file = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
+        fs::read_to_string(file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn arrives(ssh: bool) {
+    let place = Place::new(ssh);
+    let web = place.wait_there("web", DAY1, 300_000, json!({"rank": 2}));
+    let db = place.wait_there("my db", DAY1, 100_000, json!({"rank": 1}));
+    let ran = place.sync([]).clean();
+    assert_eq!(ran.column("id"), [db.clone(), web.clone()], "by rank");
+    let seen = check_store(&place.far());
+    assert_eq!((seen.whole, seen.broken.len(), seen.strange.len()), (vec![db, web.clone()], 0, 0));
+    assert!(check_store(&place.outbox()).whole.is_empty(), "the links are gone");
+    let sent = &ran.records()[1]["sent"]["box"];
+    assert!(sent["wire_out"].as_u64().unwrap() >= 300_000, "{sent}");
+    let sidecar: Value =
+        serde_json::from_slice(&fs::read(place.far().join("web/web-20261118T010000Z.dump.json")).unwrap()).unwrap();
+    assert!(sidecar.get("link").is_none() && sidecar.get("dir").is_none(), "{sidecar}");
+    // Nothing is sent twice: the history knows it, even if it is linked again.
+    place.wait_there("web", DAY1, 300_000, json!({}));
+    let again = place.sync([]).clean();
+    assert_eq!(again.column("id"), [web]);
+    let attempts: Vec<Value> =
+        place.ledger().into_iter().filter(|line| line["type"] == "attempt" && line.get("dump").is_some()).collect();
+    assert_eq!(attempts.len(), 2, "{attempts:?}");
+    assert_eq!(place.ledger().iter().filter(|line| line["type"] == "pass").count(), 2);
+    for path in [
+        place.far().join("web/web-20261118T010000Z.raw"),
+        place.far().join("web"),
+        place.outbox().join(".bak/sent/web/web-20261118T010000Z.dump.json"),
+    ] {
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o077, 0, "{} can be read by others", path.display());
+    }
+}
+
+#[test]
+fn arrives_on_a_mounted_path() {
+    arrives(false);
+}
+
+#[test]
+fn arrives_over_ssh() {
+    arrives(true);
+}
+
+#[test]
+fn a_delta_goes_against_the_previous_dump_even_if_another_name_is_closer() {
+    let place = Place::new(true);
+    let put = |started: &str, content: &[u8]| {
+        let id = place.wait_there("web", started, content.len(), json!({}));
+        let stem = format!("web-{}", bak_tests::compact(started));
+        let data = place.outbox().join(format!("web/{stem}.raw"));
+        fs::write(&data, content).unwrap();
+        let path = place.outbox().join(format!("web/{stem}.dump.json"));
+        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        record["files"][0]["sha256"] = bak_tests::sha256_file(&data).into();
+        fs::write(&path, record.to_string()).unwrap();
+        id
+    };
+    let mut content = noise(1, 2_000_000);
+    put(DAY1, &content);
+    let first = place.sync([]).clean();
+    // A foreign file whose name is closer to the next one's than the true basis.
+    fs::write(place.far().join("web/web-20261119T010000Y.raw"), noise(2, 2_000_000)).unwrap();
+    content[1_000_000] ^= 0xff;
+    put(DAY2, &content);
+    let second = place.sync([]).clean();
+    let out = |ran: &Ran| ran.records()[0]["sent"]["box"]["wire_out"].as_u64().unwrap();
+    assert!(out(&first) > 1_900_000 && out(&second) < 30_000, "{} {}", out(&first), out(&second));
+    let seen = check_store(&place.far());
+    assert_eq!((seen.whole.len(), seen.broken.len()), (2, 0));
+    // The basis was a hard link for a moment: nothing of it stays, and the old dump is untouched.
+    assert_eq!(fs::metadata(place.far().join("web/web-20261118T010000Z.raw")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_far_side_that_is_down_another_or_empty_gets_nothing() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        let web = place.wait_there("web", DAY1, 1000, json!({}));
+        let identity = fs::read(place.far().join(".bak-store")).unwrap();
+        fs::write(place.far().join(".bak-store"), "{\"v\":1,\"id\":\"other\"}").unwrap();
+        place.sync([]).expect(4).says("is another one");
+        fs::write(place.far().join(".bak-store"), "not ours").unwrap();
+        place.sync([]).expect(4).says("not one that --init wrote");
+        fs::remove_file(place.far().join(".bak-store")).unwrap();
+        place.sync([]).expect(4).says("not mounted, or was it emptied");
+        place.sync(["--init"]).expect(4).says("none");
+        fs::rename(place.far(), place.kit.path("away")).unwrap();
+        place.sync([]).expect(4).says("1 dump stays pending");
+        fs::rename(place.kit.path("away"), place.far()).unwrap();
+        assert_eq!(fs::read_dir(place.far()).unwrap().count(), 0, "nothing was sent");
+        assert_eq!(check_store(&place.outbox()).whole, [web.as_str()]);
+        fs::write(place.far().join(".bak-store"), identity).unwrap();
+        place.sync([]).clean();
+        assert_eq!(check_store(&place.far()).whole, [web]);
+    }
+}
+
+#[test]
+fn a_host_that_does_not_answer_leaves_all_pending() {
+    let mut place = Place::new(true);
+    let web = place.wait_there("web", DAY1, 1000, json!({}));
+    let command = place.sshd.as_ref().unwrap().command();
+    let url = place.sshd.as_ref().unwrap().url(&place.far());
+    place.sshd = None;
+    let ran = place.kit.run("bak-sync", ["--outbox", "outbox", "--dest", &format!("box={url}"), "--ssh", &command]);
+    ran.expect(1).says("Connection refused").says("1 dump stays pending");
+    assert_eq!(check_store(&place.outbox()).whole, [web]);
+}
+
+#[test]
+fn an_unknown_host_key_is_refused() {
+    let place = Place::new(true);
+    place.wait_there("web", DAY1, 1000, json!({}));
+    fs::write(place.kit.path("sshd/known"), "").unwrap();
+    place.sync([]).expect(1).says("Host key verification failed");
+    assert!(check_store(&place.far()).whole.is_empty());
+}
+
+#[test]
+fn one_that_fails_stays_the_others_go_and_it_goes_last_next_time() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        let bad = place.wait_there("bad", DAY1, 1000, json!({"rank": 1}));
+        let good = place.wait_there("good", DAY1, 1000, json!({"rank": 2}));
+        // A file where the guest's directory should be: rsync can't write below it.
+        fs::write(place.far().join("bad"), "in the way").unwrap();
+        let ran = place.sync([]).expect(1).says("bad@20261118T010000Z: stays pending").says("1 failed");
+        assert_eq!(ran.column("id"), [good.as_str()]);
+        assert_eq!(check_store(&place.far()).whole, [good]);
+        assert_eq!(fs::read_to_string(place.far().join("bad")).unwrap(), "in the way");
+        fs::remove_file(place.far().join("bad")).unwrap();
+        let next = place.wait_there("next", DAY2, 1000, json!({"at": "2026-11-20T03:00:00Z"}));
+        let plan = place.sync(["-n"]).clean();
+        assert_eq!(plan.column("id"), [next.as_str(), bad.as_str()]);
+        assert_eq!(plan.records()[1]["link"]["box"]["tries"], 1);
+        let ran = place.sync([]).clean();
+        assert_eq!(ran.column("id"), [next, bad]);
+        assert_eq!(ran.records()[1]["sent"]["box"]["passes"], 2);
+    }
+}
+
+#[test]
+fn what_arrived_before_a_crash_is_recognised_and_what_is_another_dump_is_not_overwritten() {
+    let place = Place::new(true);
+    place.wait_there("web", DAY1, 50_000, json!({}));
+    place.sync([]).clean();
+    // As if the crash came after the sidecar had arrived: no history, still pending.
+    fs::remove_file(place.outbox().join(".bak/sent/web/web-20261118T010000Z.dump.json")).unwrap();
+    let web = place.wait_there("web", DAY1, 50_000, json!({}));
+    let ran = place.sync([]).clean();
+    assert_eq!(ran.column("id"), [web]);
+    // Another dump of the same name over there.
+    put_dump(&place.far(), "db", DAY1, 777, json!({}));
+    let before = fs::read(place.far().join("db/db-20261118T010000Z.raw")).unwrap();
+    let db = place.wait_there("db", DAY1, 888, json!({}));
+    place.sync([]).expect(1).says("another dump is there under its name");
+    assert_eq!(fs::read(place.far().join("db/db-20261118T010000Z.raw")).unwrap(), before);
+    assert_eq!(check_store(&place.outbox()).whole, [db]);
+}
+
+#[test]
+fn a_sidecar_whose_data_someone_deleted_over_there_is_said() {
+    let place = Place::new(false);
+    place.wait_there("web", DAY1, 1000, json!({}));
+    place.sync([]).clean();
+    fs::remove_file(place.far().join("web/web-20261118T010000Z.raw")).unwrap();
+    fs::remove_dir_all(place.outbox().join(".bak/sent")).unwrap();
+    place.wait_there("web", DAY1, 1000, json!({}));
+    place.sync([]).expect(1).says("remove that sidecar there");
+}
+
+#[test]
+fn an_outbox_whose_file_is_gone_or_whose_sidecar_is_damaged_is_said() {
+    let place = Place::new(false);
+    place.wait_there("gone", DAY1, 1000, json!({}));
+    fs::remove_file(place.outbox().join("gone/gone-20261118T010000Z.raw")).unwrap();
+    place.wait_there("torn", DAY1, 1000, json!({}));
+    fs::write(place.outbox().join("torn/torn-20261118T010000Z.dump.json"), "{\"v\":1,\"type\":\"du").unwrap();
+    let fine = place.wait_there("fine", DAY1, 1000, json!({}));
+    let ran =
+        place.sync([]).expect(1).says("gone-20261118T010000Z.raw is missing").says("torn-20261118T010000Z.dump.json");
+    assert_eq!(ran.column("id"), [fine]);
+}
+
+#[test]
+fn a_second_pass_waits_and_says_who_holds_the_first() {
+    let place = Place::new(false);
+    place.wait_there("web", DAY1, 1000, json!({}));
+    let bak = fs::File::open(place.outbox().join(".bak")).unwrap();
+    drop(bak);
+    let lock =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).open(place.outbox().join(".bak/pass")).unwrap();
+    lock.lock().unwrap();
+    place.sync(["--wait", "0"]).expect(3).says("the outbox of box is locked by");
+    lock.unlock().unwrap();
+    place.sync([]).clean();
+}
+
+#[test]
+fn nothing_to_do_is_quiet_and_a_pass_all_the_same() {
+    let place = Place::new(false);
+    let ran = place.sync([]).clean();
+    assert_eq!(ran.out, "");
+    assert_eq!(place.ledger().len(), 1);
+}
+
+#[test]
+fn records_of_the_pipe_keep_what_only_the_pipe_knows() {
+    let place = Place::new(false);
+    let web = place.wait_there("web", DAY1, 1000, json!({}));
+    let record = json!({"v": 1, "type": "dump", "id": web, "vm": "web", "kind": "x", "driver": "image", "started": DAY1, "finished": DAY1,
+        "stem": "web-20261118T010000Z", "bytes": 0, "files": [], "x-ticket": 7, "dir": "/etc"});
+    let args = ["--outbox", "outbox", "--dest", &format!("box={}", place.far().display()), "-"];
+    let planned = format!(
+        "{}\n",
+        json!({"v": 1, "type": "guest", "vm": "web", "kind": "qemu", "driver": "image", "planned": true})
+    );
+    place.kit.run_with("bak-sync", args, &planned).expect(2).says("dry run");
+    let ran = place.kit.run_with("bak-sync", args, &format!("{record}\n")).clean();
+    let sent = &ran.records()[0];
+    assert_eq!((&sent["x-ticket"], &sent["kind"], &sent["bytes"]), (&json!(7), &json!("qemu"), &json!(1000)));
+}
+
+#[test]
+fn bad_usage_is_exit_2() {
+    let kit = Kit::new();
+    kit.run("bak-sync", ["--outbox", "nowhere", "--dest", "box=/tmp"]).expect(2).says("there is no outbox");
+    kit.run("bak-sync", [] as [&str; 0]).expect(2).says("no destination");
+    kit.run("bak-sync", ["--store", "store", "typo"]).expect(2).says("typo");
+    kit.run("bak-sync", ["--outbox", "o", "--dest", "box=host:", "--init"]).expect(2).says("host:/path");
+    kit.run("bak-sync", ["--outbox", "o", "--dest", "box=nowhere/here", "--init"]).expect(2).says("is no directory");
+    fs::create_dir_all(kit.path("o/.bak")).unwrap();
+    kit.run("bak-sync", ["--outbox", "o", "--dest", "box=x/y"]).expect(4).says("--init");
+}
+
+#[test]
+fn a_rate_is_kept() {
+    let place = Place::new(false);
+    place.wait_there("web", DAY1, 3_000_000, json!({}));
+    let begun = std::time::Instant::now();
+    place.sync(["--bwlimit", "1M"]).clean();
+    assert!(begun.elapsed().as_secs_f64() > 1.5, "3 MB at 1 MiB/s take about 3 s");
+    place.sync(["--bwlimit", "fast"]).expect(2).says("fast");
+}
