@@ -340,7 +340,8 @@ impl Far {
         let result = match fs::read(to.join(name)) {
             Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
             // Only a clear "no such file" is an absence; any other trouble is trouble.
-            _ if matches!(ran.finished.status.code(), Some(3 | 23))
+            // (Where the directory itself is missing, rsync may end with 23, or break off with 12, or 3 locally.)
+            _ if matches!(ran.finished.status.code(), Some(3 | 12 | 23))
                 && ran.finished.stderr.contains("No such file or directory (2)") =>
             {
                 Ok(Fetched::Missing)
