@@ -2,6 +2,7 @@
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
 pub mod sshd;
+pub mod strace;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -79,7 +80,12 @@ impl Default for Kit {
 
 impl Kit {
     pub fn new() -> Self {
-        let kit = Self { dir: tempfile::Builder::new().prefix("bak-test-").tempdir().unwrap() };
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// Below another directory, such as one in memory where many small runs must be quick.
+    pub fn new_in(parent: &Path) -> Self {
+        let kit = Self { dir: tempfile::Builder::new().prefix("bak-test-").tempdir_in(parent).unwrap() };
         fs::create_dir(kit.store()).unwrap();
         kit
     }
