@@ -13,12 +13,12 @@ use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, SentNote};
 use bak_common::report::{Kind, status};
-use bak_common::store::Entry;
+use bak_common::store::{BAK, Entry};
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::identity;
@@ -38,16 +38,40 @@ pub struct Options {
     pub ssh: Vec<String>,
 }
 
-/// A private directory for one pass, gone with it.
-pub struct Scratch(tempfile::TempDir);
+/// Takes the lock of a whole pass: one sender a destination.
+pub fn lock(session: &Session, outbox: &Outbox) -> Result<Lock> {
+    let bak = outbox.store.make_bak()?;
+    let mut lock =
+        Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", outbox.dest))?;
+    lock.sign(&Holder::me())?;
+    Ok(lock)
+}
+
+/// A directory for one pass in the outbox's `.bak`, gone with it; what a crash left of the last one is swept first. Only
+/// for who holds the pass's lock.
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    pub fn new() -> Result<Self> {
-        Ok(Self(tempfile::Builder::new().prefix("bak-sync-").tempdir().context("cannot make a temporary directory")?))
+    pub fn new(outbox: &Outbox, _lock: &Lock) -> Result<Self> {
+        let path = outbox.store.path().join(BAK).join("scratch");
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot clear {}", path.display()));
+            }
+            _ => fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?,
+        }
+        Ok(Self(path))
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // The next pass sweeps it if this fails.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -112,10 +136,7 @@ pub fn pass(
         }
         return Ok(());
     }
-    let bak = outbox.store.make_bak()?;
-    let mut lock =
-        Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", dest.name))?;
-    lock.sign(&Holder::me())?;
+    let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
     let begun = Instant::now();
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
@@ -124,7 +145,7 @@ pub fn pass(
     let (mut sent, mut failed) = (0, 0);
     let waiting = pending(session, &outbox);
     if !waiting.is_empty() {
-        let scratch = Scratch::new()?;
+        let scratch = Scratch::new(&outbox, &lock)?;
         let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
         let opened = look(&outbox, &far, &expected, &waiting);
         // What the look cost is noted whether or not it went well.

@@ -10,7 +10,7 @@ use bak_common::outbox::{Identity, Outbox};
 use bak_common::report::Kind;
 use std::fs;
 
-use crate::apply::{Options, Scratch, url};
+use crate::apply::{Options, Scratch, lock, url};
 
 /// The far side's file.
 pub const FILE: &str = ".bak-store";
@@ -53,7 +53,8 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
     }
     let outbox = Outbox::create(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
     let known = outbox.identity()?;
-    let scratch = Scratch::new()?;
+    let lock = lock(session, &outbox)?;
+    let scratch = Scratch::new(&outbox, &lock)?;
     let far = Far::open(url, &options.ssh, scratch.path())?;
     let there = fetch(&far)?;
     let identity = match (known, there) {

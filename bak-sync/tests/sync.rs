@@ -81,6 +81,7 @@ fn arrives(ssh: bool) {
         place.ledger().into_iter().filter(|line| line["type"] == "attempt" && line.get("dump").is_some()).collect();
     assert_eq!(attempts.len(), 2, "{attempts:?}");
     assert_eq!(place.ledger().iter().filter(|line| line["type"] == "pass").count(), 2);
+    assert!(!place.outbox().join(".bak/scratch").exists());
     for path in [
         place.far().join("web/web-20261118T010000Z.raw"),
         place.far().join("web"),
