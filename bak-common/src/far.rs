@@ -13,64 +13,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::calendar::Time;
 use crate::command::{Event, Finished, Program};
 use crate::meter::{self, METER, Wire};
 use crate::name::printable;
-use crate::report::Kind;
+use crate::store::Listing;
 
-/// Where a destination is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Url {
-    /// A directory on this machine: a mounted disk or share.
-    Path(PathBuf),
-    /// `[user@]host:path`, over ssh.
-    Ssh { host: String, path: String },
-}
+mod listing;
+mod url;
 
-impl Url {
-    pub fn parse(text: &str) -> Result<Self> {
-        let usage = |why: &str| Kind::Usage.says(format!("`{}` is no destination: {why}", printable(text)));
-        if text.contains("://") {
-            return Err(usage("only mounted paths and [user@]host:path are known to this version"));
-        }
-        let (head, rest) = text.split_once(':').map_or((text, None), |(head, rest)| (head, Some(rest)));
-        match rest {
-            Some(path) if !head.contains('/') => {
-                if head.is_empty()
-                    || head.starts_with('-')
-                    || head.contains(char::is_whitespace)
-                    || path.starts_with(':')
-                {
-                    return Err(usage("a host is written [user@]host:path"));
-                }
-                if path.is_empty() {
-                    return Err(usage("name the directory over there: host:/path"));
-                }
-                Ok(Url::Ssh { host: head.to_owned(), path: path.trim_end_matches('/').to_owned() + "/" })
-            }
-            _ if text.is_empty() => Err(usage("it is empty")),
-            _ => Ok(Url::Path(std::path::absolute(text).map_err(|error| usage(&error.to_string()))?)),
-        }
-    }
-}
+pub use listing::{FarFile, FarKind};
+pub use url::Url;
 
-/// A file over there, as a listing shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FarFile {
-    /// Below the destination's directory.
-    pub name: String,
-    pub bytes: u64,
-    pub modified: Time,
-    pub kind: FarKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FarKind {
-    File,
-    Dir,
-    Other,
-}
+use listing::listed;
 
 /// The far side was reached and answered, or it was not.
 #[derive(Debug)]
@@ -367,6 +321,26 @@ impl Far {
             .collect()
     }
 
+    /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.
+    pub fn dumps(&self, top: &str) -> Result<Listing> {
+        let files = self.list(&[".".to_owned()])?;
+        let names: Vec<String> = listing::sidecars(&files).into_iter().map(|(_, _, name)| name).collect();
+        let to = self.scratch_file("sidecars");
+        fs::create_dir(&to).context("cannot make a temporary directory")?;
+        if !names.is_empty() {
+            // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
+            let places = [self.place(""), to.clone().into_os_string()];
+            let ran =
+                self.rsync(&["--max-size=16M", "--ignore-missing-args"], &names, places, None, &mut |_| Ok(()))?;
+            if ran.line_down() {
+                return Err(ran.error().context("cannot fetch the sidecars of the far side"));
+            }
+        }
+        let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
+        let _ = fs::remove_dir_all(&to);
+        Ok(listing::dumps(top, &files, &texts))
+    }
+
     /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
     /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
     pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
@@ -458,68 +432,9 @@ fn progress(output: &[u8]) -> Option<u64> {
     })
 }
 
-/// One line of `--list-only`: permissions, size, date, time, name.
-fn listed(line: &str) -> Option<FarFile> {
-    let (mode, rest) = line.split_once(' ')?;
-    let (bytes, rest) = rest.trim_start().split_once(' ')?;
-    let (date, rest) = rest.split_once(' ')?;
-    let (time, name) = rest.split_once(' ')?;
-    let modified = format!("{}T{time}Z", date.replace('/', "-")).parse().ok()?;
-    let kind = match mode.as_bytes().first()? {
-        b'-' => FarKind::File,
-        b'd' => FarKind::Dir,
-        _ => FarKind::Other,
-    };
-    Some(FarFile { name: unescape(name), bytes: bytes.parse().ok()?, modified, kind })
-}
-
-/// rsync writes what it will not print as `\#` and three octal digits.
-fn unescape(name: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = name.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        if let [b'\\', b'#', a, b, c, left @ ..] = rest
-            && let Some(value) =
-                [a, b, c].iter().try_fold(0_u32, |sum, digit| Some(sum * 8 + char::from(**digit).to_digit(8)?))
-            && let Ok(value) = u8::try_from(value)
-        {
-            out.push(value);
-            rest = left;
-        } else {
-            out.push(*byte);
-            rest = after;
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn urls() {
-        let ssh = |host: &str, path: &str| Url::Ssh { host: host.into(), path: path.into() };
-        assert_eq!(Url::parse("backup@box:/srv/bak").unwrap(), ssh("backup@box", "/srv/bak/"));
-        assert_eq!(Url::parse("box:bak/").unwrap(), ssh("box", "bak/"));
-        assert_eq!(Url::parse("/mnt/a:b").unwrap(), Url::Path("/mnt/a:b".into()));
-        for bad in ["", ":/x", "box:", "box::module", "-oProxyCommand=x:/y", "a b:/x", "rsync://box/m", "s3://x"] {
-            assert!(Url::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn listings() {
-        let line = "-rw-r--r--     3000000 2026/01/01 01:02:03 web/a \\#012 b";
-        let file = listed(line).unwrap();
-        assert_eq!((file.name.as_str(), file.bytes, file.kind), ("web/a \n b", 3_000_000, FarKind::File));
-        assert_eq!(file.modified.to_string(), "2026-01-01T01:02:03Z");
-        assert_eq!(listed("drwxr-xr-x        4096 2026/11/20 18:07:19 web").unwrap().kind, FarKind::Dir);
-        assert_eq!(listed("lrwxrwxrwx          11 2026/11/20 18:07:19 web/x").unwrap().kind, FarKind::Other);
-        for bad in ["", "-rw", "-rw-r--r-- x 2026/01/01 01:02:03 a", "-rw-r--r-- 1 2026/13/01 01:02:03 a"] {
-            assert!(listed(bad).is_none(), "{bad}");
-        }
-    }
 
     #[test]
     fn progress_lines() {

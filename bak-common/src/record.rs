@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashSet};
 
 use crate::calendar::Time;
-use crate::name::{DumpId, GuestName, Stem};
+use crate::name::{DumpId, GuestName, Stem, printable};
 
 /// The version of the format that this program reads and writes.
 pub const VERSION: u32 = 1;
@@ -383,6 +383,15 @@ impl Dump {
         let sum = self.files.iter().map(|f| u128::from(f.bytes)).sum::<u128>();
         ensure!(sum == u128::from(self.bytes), "its bytes are not the sum of its files");
         Ok(())
+    }
+
+    /// Why its own sidecar calls it not good, if it does.
+    pub fn verdict(&self) -> Option<String> {
+        if let Some(result) = &self.result {
+            return Some(format!("its result is {}", printable(result)));
+        }
+        let bad = self.verify.as_ref().filter(|verify| verify.decision == "bad")?;
+        Some(format!("bak-verify found it bad: {}", printable(&bad.why)))
     }
 
     /// Whether `other` is the same dump: id and files agree; annotations may differ.

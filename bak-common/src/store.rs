@@ -120,6 +120,11 @@ impl Unreadable {
 }
 
 impl Listing {
+    /// Brings the dumps into their order.
+    pub fn sort(&mut self) {
+        self.dumps.sort_by(|a, b| (a.dump.started, &a.dump.id).cmp(&(b.dump.started, &b.dump.id)));
+    }
+
     /// The dump with this id; good ones first.
     pub fn find(&self, id: &DumpId) -> Option<&Entry> {
         let of_id = |good| self.dumps.iter().find(move |entry| entry.dump.id == *id && entry.is_good() == good);
@@ -227,7 +232,7 @@ impl Store {
             Ok(top) => self.walk(top, "", 0, &mut listing),
             Err(error) => listing.unreadable.push(Unreadable { place: String::new(), stem: None, error: error.into() }),
         }
-        listing.dumps.sort_by(|a, b| (a.dump.started, &a.dump.id).cmp(&(b.dump.started, &b.dump.id)));
+        listing.sort();
         listing
     }
 
@@ -301,13 +306,10 @@ impl Store {
 
 /// Why a dump is not good.
 fn fault(dir: BorrowedFd, dump: &Dump) -> Result<Option<String>> {
-    if let Some(result) = &dump.result {
-        return Ok(Some(format!("its result is {}", printable(result))));
+    match dump.verdict() {
+        None => incomplete(dir, dump),
+        bad => Ok(bad),
     }
-    if let Some(verify) = dump.verify.as_ref().filter(|verify| verify.decision == "bad") {
-        return Ok(Some(format!("bak-verify found it bad: {}", printable(&verify.why))));
-    }
-    incomplete(dir, dump)
 }
 
 /// Which of a dump's files is not there as its sidecar says.
