@@ -75,14 +75,18 @@ fn text<'a>(entry: &'a FileEntry, key: &str) -> Option<&'a str> {
     entry.extra.get(key).and_then(Value::as_str)
 }
 
-/// The format of a file of the dump: what its record says, else what its extension says. Never what it looks like.
+/// The format of a file of the dump: what its extension says, as bak-dump names it. Never what it looks like.
 fn stored_format(entry: &FileEntry) -> Result<&'static str> {
-    let extension = entry.name.rsplit('.').next();
-    match text(entry, "format").or(extension) {
-        Some("qcow2" | "qcow2-plain") => Ok("qcow2"),
+    match entry.name.rsplit('.').next() {
+        Some("qcow2") => Ok("qcow2"),
         Some("raw") => Ok("raw"),
-        other => bail!("{} has the format `{}`: neither raw nor qcow2", entry.name, printable(other.unwrap_or(""))),
+        _ => bail!("{} is neither .raw nor .qcow2, so its format is not known", printable(&entry.name)),
     }
+}
+
+/// The format that the source of a file had, if the dump says so.
+fn source_format(entry: &FileEntry) -> Option<&str> {
+    text(entry, "source_format").or(text(entry, "format"))
 }
 
 /// Where a disk goes, and in which format.
@@ -102,7 +106,7 @@ fn destination(order: &Order, entry: &FileEntry, position: usize, stored: &str) 
         let source = source.with_context(|| {
             Kind::Usage.says(format!("the dump does not say where {} came from: say where to by --to", entry.name))
         })?;
-        let wanted = asked.or(text(entry, "source_format").map(str::to_owned)).unwrap_or_else(|| stored.to_owned());
+        let wanted = asked.or(source_format(entry).map(str::to_owned)).unwrap_or_else(|| stored.to_owned());
         // Under a new name it goes beside its source, never over it.
         let path = match order.name {
             None => source.to_owned(),
@@ -238,17 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn a_format_is_never_guessed_from_content() {
-        let entry = |name: &str, extra: Value| -> FileEntry {
-            let mut file = serde_json::json!({"name": name, "bytes": 1});
-            file.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-            serde_json::from_value(file).unwrap()
+    fn formats() {
+        let entry = |name: &str, format: &str| -> FileEntry {
+            serde_json::from_value(serde_json::json!({"name": name, "bytes": 1, "format": format})).unwrap()
         };
-        let none = serde_json::json!({});
-        assert_eq!(stored_format(&entry("a-1.qcow2", none.clone())).unwrap(), "qcow2");
-        assert_eq!(stored_format(&entry("a-1.disk0.raw", none.clone())).unwrap(), "raw");
-        assert_eq!(stored_format(&entry("a-1.img", serde_json::json!({"format": "raw"}))).unwrap(), "raw");
-        assert!(stored_format(&entry("a-1.img", none)).is_err());
-        assert!(stored_format(&entry("a-1.raw", serde_json::json!({"format": "vmdk"}))).is_err());
+        // `format` is that of the source; the extension says what bak-dump made of it.
+        let raw = entry("a-1.disk0.qcow2", "raw");
+        assert_eq!((stored_format(&raw).unwrap(), source_format(&raw)), ("qcow2", Some("raw")));
+        assert_eq!(stored_format(&entry("a-1.raw", "vmdk")).unwrap(), "raw");
+        assert!(stored_format(&entry("a-1.img", "raw")).is_err());
     }
 }
