@@ -92,7 +92,7 @@ fn newest<'a>(vm: &str, dumps: Vec<&'a Entry>, at: Option<Time>) -> Result<Picke
     }
     match (past.last(), dumps.first()) {
         (Some(last), _) => bail!(
-            "none of its dumps is good; the newest, {}, is not because {}",
+            "none of its dumps is good; the newest is {}: {}",
             last.dump.id,
             last.fault.as_deref().unwrap_or_default()
         ),

@@ -43,10 +43,10 @@ fn dumps_by_guest_and_start_with_their_fields() {
         (&["--guest", "w*", "--latest"][..], &["web@20261120T010000Z"][..]),
         (&["--guest", "base"], &["db@20261119T010000Z"]),
         (&["--tag", "prod"], &["db@20261119T010000Z"]),
-        (&["--id", "web@20261118T010000Z", "--id", "100@20261118T010000Z"], &[
-            "100@20261118T010000Z",
-            "web@20261118T010000Z",
-        ]),
+        (
+            &["--id", "web@20261118T010000Z", "--id", "100@20261118T010000Z"],
+            &["100@20261118T010000Z", "web@20261118T010000Z"],
+        ),
         (&["--kind", "lxc"], &[]),
     ] {
         assert_eq!(list(&kit, &[&["store"], args].concat()).clean().column("id"), ids, "{args:?}");
@@ -157,7 +157,8 @@ fn a_terminal_gets_a_table_in_which_names_are_escaped() {
     kit.dump("web", "2026-11-18T01:00:00Z", 10);
     let link = json!({"decision": "linked", "why": "due", "at": "2026-11-19T02:00:00Z", "error": "host is down"});
     copy_sidecar(&kit, "store/.outbox-box", "web", stem, "link", link);
-    fs::copy(kit.path(&format!("store/web/{stem}.raw")), kit.path(&format!("store/.outbox-box/web/{stem}.raw"))).unwrap();
+    fs::copy(kit.path(&format!("store/web/{stem}.raw")), kit.path(&format!("store/.outbox-box/web/{stem}.raw")))
+        .unwrap();
     let line = "stty cols 200; bak-list store --dest box=far --now 2026-11-20T01:00:00Z -n";
     let ran = kit.sh(&format!("script -qec '{line}' /dev/null")).expect(0);
     let lines: Vec<&str> = ran.out.lines().map(str::trim_end).collect();

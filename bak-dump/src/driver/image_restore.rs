@@ -103,7 +103,7 @@ fn destination(order: &Order, entry: &FileEntry, position: usize, stored: &str) 
     let asked = order.format.map(str::to_owned);
     let Some(to) = order.to else {
         let source = text(entry, "source").map(Path::new).filter(|path| path.is_absolute());
-        let source = source.with_context(|| {
+        let source = source.ok_or_else(|| {
             Kind::Usage.says(format!("the dump does not say where {} came from: say where to by --to", entry.name))
         })?;
         let wanted = asked.or(source_format(entry).map(str::to_owned)).unwrap_or_else(|| stored.to_owned());
