@@ -139,6 +139,23 @@ fn wrong_use() {
 }
 
 #[test]
+fn the_configuration_is_shown_for_each_guest() {
+    let kit = Kit::new();
+    kit.dump("db-1", "2026-11-18T01:00:00Z", 1);
+    kit.dump("db-1", "2026-11-19T01:00:00Z", 1);
+    kit.dump("web", "2026-11-18T01:00:00Z", 1);
+    kit.write("bak.toml", "store = \"store\"\n[[guest]]\nmatch = [\"db-*\"]\npriority = 10\n");
+    for program in ["bak-list", "bak-restore"] {
+        let records = kit.run(program, ["--config", "bak.toml", "--check-config"]).clean().records();
+        let mut seen: Vec<_> = records.iter().map(|r| (r["vm"].as_str().unwrap(), r["priority"].as_i64())).collect();
+        seen.sort();
+        assert_eq!(seen, [("db-1", Some(10)), ("web", Some(0))], "{program}");
+    }
+    kit.write("bad.toml", "store = \"store\"\nstroe = 1\n");
+    kit.run("bak-list", ["--config", "bad.toml"]).expect(2).says("bad.toml:2:1: unknown field `stroe`");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_noise() {
     let kit = Kit::new();
     for day in 10..20 {
