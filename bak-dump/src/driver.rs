@@ -3,6 +3,8 @@
 //! A driver knows its hypervisor and nothing of stores: it is given a work directory to make files in, and says what it
 //! made. The order of guests, locks, space, hashes of what was asked for, publishing and failures are bak-dump's.
 
+pub mod image_restore;
+
 use anyhow::Result;
 use bak_common::lock::Lock;
 use bak_common::name::{GuestName, Stem};
@@ -57,6 +59,8 @@ pub struct Order<'a> {
     pub name: Option<&'a GuestName>,
     /// Where to, as the driver understands it; a directory or a file for images.
     pub to: Option<&'a Path>,
+    /// The format of what is written, as the driver understands it; the driver's choice if absent.
+    pub format: Option<&'a str>,
     /// May replace what is there.
     pub force: bool,
     /// Only say what would be done.
