@@ -137,8 +137,13 @@ impl Listing {
 
     /// Reports every sidecar that cannot be read.
     pub fn report(&self, store: &Store, report: &Report) {
+        self.report_at(&store.path, report);
+    }
+
+    /// The same for a store that is called `top`.
+    pub fn report_at(&self, top: &Path, report: &Report) {
         for bad in &self.unreadable {
-            report.fail(&store.path.join(bad.path()).display().to_string(), &anyhow!("{:#}", bad.error));
+            report.fail(&top.join(bad.path()).display().to_string(), &anyhow!("{:#}", bad.error));
         }
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Picks, Places, Session};
 use bak_common::calendar::Time;
+use bak_common::far::Far;
 use bak_common::jsonl::Writer;
 use bak_common::name::DumpId;
 use bak_common::outbox::{History, Outbox};
@@ -16,17 +17,17 @@ use clap::Parser;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use crate::origin;
+use crate::origin::{self, Origin};
 
 /// Print the dumps of stores
 ///
-/// A store is a dump directory, an outbox, or an off-site copy that is mounted here. Every dump is printed by guest and
+/// A store is a dump directory, an outbox, or an off-site copy, mounted or over ssh. Every dump is printed by guest and
 /// start, with `.link` where it waits in a destination's outbox, `.sent` where it has arrived, and `.fault` if it is not
 /// good. On a terminal a table is printed instead.
 #[derive(Parser, Debug)]
 #[command(name = "bak-list", version, after_help = HELP)]
 struct Cli {
-    /// Directories, or destinations that are mounted [default: --store, or the configuration's]
+    /// Directories, destinations by name, or [user@]host:path [default: --store, or the configuration's]
     #[arg(value_name = "STORE")]
     stores: Vec<PathBuf>,
     /// Only dumps of guests with this vm or name (name or pattern); may be repeated
@@ -38,6 +39,9 @@ struct Cli {
     /// Only the newest good dump of each guest
     #[arg(long, help_heading = "Selection")]
     latest: bool,
+    /// The command that reaches a host, split at spaces [default: the destination's, or ssh]
+    #[arg(long, value_name = "COMMAND")]
+    ssh: Option<String>,
     #[command(flatten)]
     picks: Picks,
     #[command(flatten)]
@@ -49,6 +53,7 @@ struct Cli {
 const HELP: &str = "\
 Examples:
   bak-list --store /var/lib/vz/dump --latest
+  bak-list backup@box:/srv/bak
   bak-list /mnt/box --guest 'db-*' --json | jq -r .id
 
 Exit status:
@@ -58,7 +63,7 @@ Exit status:
 
 /// A store that was read.
 struct Read {
-    store: Store,
+    path: PathBuf,
     listing: Listing,
 }
 
@@ -75,7 +80,7 @@ pub fn main() -> Result<u8> {
     let selector = selector(&cli)?;
     let stores = open(&cli, &session)?;
     for read in &stores {
-        read.listing.report(&read.store, &session.report);
+        read.listing.report_at(&read.path, &session.report);
     }
     if cli.common.check_config {
         origin::check_config(&session, &stores.iter().map(|read| &read.listing).collect::<Vec<_>>())?;
@@ -106,24 +111,38 @@ fn selector(cli: &Cli) -> Result<Selector> {
 
 /// Opens and lists the stores asked for, each once; one that is not there ends the run before anything is printed.
 fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
-    let mut paths = Vec::new();
+    let mut origins = Vec::new();
     for text in &cli.stores {
         if text.as_os_str() == "-" {
             return Err(Kind::Usage.says("bak-list does not read standard input: its operands are stores"));
         }
-        paths.push(origin::dir(text, &cli.places, session)?);
+        origins.push(origin::origin(text, &cli.places, session)?);
     }
-    if paths.is_empty() {
-        paths.push(cli.places.store(&session.config)?);
+    if origins.is_empty() {
+        origins.push(Origin::Dir(cli.places.store(&session.config)?));
     }
-    let mut stores: Vec<Store> = Vec::new();
-    for path in paths {
-        let store = Store::open(&path)?;
-        if stores.iter().all(|known| known.path() != store.path()) {
-            stores.push(store);
+    let mut read: Vec<Read> = Vec::new();
+    for origin in origins {
+        let next = match origin {
+            Origin::Dir(path) => {
+                let store = Store::open(&path)?;
+                Read { listing: store.list(), path: store.path().to_owned() }
+            }
+            Origin::Far { url, shown, ssh } => {
+                let ssh = match &cli.ssh {
+                    Some(text) => text.split_whitespace().map(str::to_owned).collect(),
+                    None => ssh,
+                };
+                let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
+                let listing = Far::open(url, &ssh, scratch.path()).and_then(|far| far.dumps(&shown));
+                Read { listing: listing.with_context(|| format!("cannot list {shown}"))?, path: shown.into() }
+            }
+        };
+        if read.iter().all(|known| known.path != next.path) {
+            read.push(next);
         }
     }
-    Ok(stores.into_iter().map(|store| Read { listing: store.list(), store }).collect())
+    Ok(read)
 }
 
 /// Reads the outboxes and histories of the destinations, if any are known and have one.
@@ -134,7 +153,7 @@ fn sides(cli: &Cli, session: &Session, stores: &[Read]) -> Result<Vec<Side>> {
     }
     if places.store.is_none() && session.config.store.is_none() {
         // An outbox lies in its store unless told otherwise.
-        places.store = stores.first().map(|read| read.store.path().to_owned());
+        places.store = stores.first().map(|read| read.path.clone());
     }
     let mut sides = Vec::new();
     for dest in places.destinations(&session.config, &[])? {
@@ -220,7 +239,7 @@ fn print(session: &Session, stores: &[Read], sides: &[Side], dumps: Vec<(usize, 
     headings.extend(sides.iter().map(|side| side.name.as_str()));
     let first = usize::from(many);
     let rows = dumps.iter().map(|(number, dump)| {
-        let store = many.then(|| stores[*number].store.path().display().to_string());
+        let store = many.then(|| stores[*number].path.display().to_string());
         store.into_iter().chain(row(session, dump, sides)).collect()
     });
     out.line(&table(&headings, &[first + 3, first + 4], rows))

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bak_common::args::{Places, Session};
+use bak_common::far::Url;
 use bak_common::jsonl::Writer;
 use bak_common::name::printable;
 use bak_common::report::Kind;
@@ -9,26 +10,41 @@ use bak_common::store::Listing;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The directory meant by `text`: a destination's, if one is called so, else the one at that path.
-pub fn dir(text: &Path, places: &Places, session: &Session) -> Result<PathBuf> {
-    let Some(name) = text.to_str() else { return Ok(text.to_owned()) };
+/// A place that dumps are read from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Origin {
+    Dir(PathBuf),
+    Far { url: Url, shown: String, ssh: Vec<String> },
+}
+
+/// What is meant by `text`: a destination, if one is called so, a far side, or a directory.
+pub fn origin(text: &Path, places: &Places, session: &Session) -> Result<Origin> {
+    let Some(name) = text.to_str() else { return Ok(Origin::Dir(text.to_owned())) };
+    if text.is_dir() {
+        return Ok(Origin::Dir(text.to_owned()));
+    }
     let given = places.dest.iter().filter_map(|dest| dest.split_once('='));
     let given = given.filter(|(dest, _)| *dest == name).map(|(_, url)| Some(url)).next();
-    let known = || session.config.dest.iter().find(|dest| dest.name == name).map(|dest| dest.url.as_deref());
-    match given.or_else(known) {
-        None => Ok(text.to_owned()),
-        Some(Some(url)) if is_path(url) => Ok(url.into()),
-        Some(Some(url)) => Err(Kind::Usage.says(format!(
-            "the destination {name} is at {}, which is not a path on this machine: mount it and name the directory",
-            printable(url)
-        ))),
-        Some(None) => Err(Kind::Usage.says(format!("the destination {name} has no url"))),
+    let known = session.config.dest.iter().find(|dest| dest.name == name);
+    let url = match given.or_else(|| known.map(|dest| dest.url.as_deref())) {
+        None => name,
+        Some(Some(url)) => url,
+        Some(None) => return Err(Kind::Usage.says(format!("the destination {name} has no url"))),
+    };
+    let ssh = known.map(|dest| dest.ssh.clone()).unwrap_or_default();
+    match Url::parse(url)? {
+        Url::Path(_) => Ok(Origin::Dir(url.into())),
+        url_there => Ok(Origin::Far { url: url_there, shown: url.to_owned(), ssh }),
     }
 }
 
-/// Whether rsync would take `url` for a path here: no colon in its first component.
-fn is_path(url: &str) -> bool {
-    !url.split('/').next().unwrap_or_default().contains(':')
+/// The directory meant by `text`, for programs that read files in place.
+pub fn dir(text: &Path, places: &Places, session: &Session) -> Result<PathBuf> {
+    match origin(text, places, session)? {
+        Origin::Dir(path) => Ok(path),
+        Origin::Far { shown, .. } => Err(Kind::Usage
+            .says(format!("{} is not a path on this machine: mount it and name the directory", printable(&shown)))),
+    }
 }
 
 /// Prints what the configuration says for each guest that has a dump here: all of `--check-config`.
@@ -41,17 +57,4 @@ pub fn check_config(session: &Session, listings: &[&Listing]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn what_is_a_path_and_what_a_host() {
-        for path in ["/mnt/box", "mnt/a:b", "./a:b", "box"] {
-            assert!(super::is_path(path), "{path}");
-        }
-        for host in ["box:/srv", "me@box:srv", "rsync://box/srv", "box::module"] {
-            assert!(!super::is_path(host), "{host}");
-        }
-    }
 }

@@ -106,7 +106,7 @@ fn destinations_tell_what_waits_and_what_has_arrived() {
         assert_eq!((records.len(), &records[0]["sent"]["box"]["wire_out"]), (1, &json!(5)));
     }
     kit.write("remote.toml", "store = \"store\"\n[[dest]]\nname = \"box\"\nurl = \"me@host:/srv\"\n");
-    list(&kit, &["box", "--config", "remote.toml"]).expect(2).says("not a path on this machine");
+    list(&kit, &["box", "--config", "remote.toml", "--ssh", "false"]).expect(1).says("cannot list me@host:/srv");
 }
 
 #[test]
@@ -187,4 +187,22 @@ fn a_terminal_gets_a_table_in_which_names_are_escaped() {
     assert!(!ran.out.contains('\u{1b}') && !ran.out.contains('\u{7}'), "{:?}", ran.out);
     let ran = kit.sh(&format!("script -qec '{line} --json' /dev/null")).expect(0);
     assert!(ran.out.starts_with("{\"v\":1"), "{}", ran.out);
+}
+
+#[test]
+fn an_off_site_copy_is_listed_over_ssh_with_nothing_but_rsync_there() {
+    let kit = Kit::new();
+    let sshd = bak_tests::sshd::Sshd::start(&kit.path("sshd"));
+    let far = kit.path("far");
+    let web = bak_tests::put_dump(&far, "web", "2026-11-18T01:00:00Z", 1000, json!({}));
+    let lost = bak_tests::put_dump(&far, "lost", "2026-11-18T01:00:00Z", 1000, json!({}));
+    fs::write(far.join("lost/lost-20261118T010000Z.raw"), "short").unwrap();
+    fs::create_dir(far.join(".hidden")).unwrap();
+    fs::write(far.join(".hidden/x-20261118T010000Z.dump.json"), "{}").unwrap();
+    fs::write(far.join("web/torn-20261118T010000Z.dump.json"), "{").unwrap();
+    let list = |url: &str| kit.run("bak-list", [url, "--ssh", &sshd.command()]);
+    let ran = list(&sshd.url(&far)).expect(1).says("web/torn-20261118T010000Z.dump.json");
+    assert_eq!(ran.column("id"), [lost, web]);
+    assert_eq!(ran.column("fault"), ["its file lost-20261118T010000Z.raw has 5 bytes instead of 1000", ""]);
+    list(&sshd.url(&kit.path("nowhere"))).expect(1).says("cannot list");
 }
