@@ -105,7 +105,8 @@ impl Ledger {
                     }
                     Ok(Line::Pass(pass)) if pass.dest == dest => ledger.passes.push(pass),
                     Ok(_) => {}
-                    // A crash may have cut a line; what it would have said is in the running line before it.
+                    // Cut off by a crash; what it would have said is in the running line before it.
+                    Err(error) if error.is_eof() => {}
                     Err(error) => ledger.damaged.push(format!("{}:{}: {error}", dir.join(name).display(), i + 1)),
                 }
             }
@@ -199,7 +200,10 @@ mod tests {
         assert_eq!(ledger.attempts.len(), 3);
         assert_eq!(ledger.used_since("2026-11-20T01:00:00Z".parse().unwrap()), 43);
         assert_eq!(ledger.used_since("2026-11-20T01:00:01Z".parse().unwrap()), 12);
-        assert_eq!(ledger.damaged.len(), 1);
+        assert_eq!(ledger.damaged.len(), 0);
+        std::fs::write(dir.join("pve3.jsonl"), "{\"type\":7}\n").unwrap();
+        let damaged = Ledger::read(&dir, "box").unwrap().damaged;
+        assert!(damaged.len() == 1 && damaged[0].contains("pve3.jsonl:1: "), "{damaged:?}");
         assert!(Ledger::read(&dir, "other").unwrap().attempts.is_empty());
     }
 }
