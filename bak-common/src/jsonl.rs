@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, anyhow};
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 
-use crate::record::{Record, to_line};
-use crate::report::{Kind, PipeClosed};
+use crate::record::{Head, Record, to_line};
+use crate::report::{Kind, PipeClosed, Report};
 
 /// Longer lines are refused before they fill the memory.
 pub const LINE_MAX: usize = 1 << 20;
@@ -52,7 +52,7 @@ impl<R: Read> Reader<R> {
                 return Ok(Some(Err(anyhow!("it is longer than {LINE_MAX} bytes"))));
             }
             // Whole JSON without a newline is somebody's `printf`; half a record is a writer that died.
-            let cut = Record::parse(&text).is_err();
+            let cut = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_err();
             return Ok(Some(if cut {
                 Err(anyhow!("it is cut off: the program before ended in mid-record"))
             } else {
@@ -77,15 +77,15 @@ impl<R: Read> Reader<R> {
     }
 }
 
-impl<R: Read> Iterator for Reader<R> {
-    type Item = Result<Record, BadLine>;
-    fn next(&mut self) -> Option<Self::Item> {
+impl<R: Read> Reader<R> {
+    /// The next line as `parse` reads it.
+    fn next_with<T>(&mut self, parse: fn(&[u8]) -> Result<T>) -> Option<Result<T, BadLine>> {
         let bad = |line, error| Some(Err(BadLine { line, error }));
         match self.next_line() {
             Ok(None) => None,
             Err(error) => bad(self.line, Kind::Usage.of(error)),
             Ok(Some(Err(error))) => bad(self.line, error),
-            Ok(Some(Ok(text))) => match Record::parse(&text) {
+            Ok(Some(Ok(text))) => match parse(&text) {
                 Ok(record) => Some(Ok(record)),
                 Err(error) => bad(self.line, error),
             },
@@ -93,12 +93,34 @@ impl<R: Read> Iterator for Reader<R> {
     }
 }
 
+impl<R: Read> Iterator for Reader<R> {
+    type Item = Result<Record, BadLine>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_with(Record::parse)
+    }
+}
+
 /// Standard input up to its end. Bad lines go to `report`; what a dry run printed is refused (exit 2) unless this is one.
-pub fn read_all(report: &crate::report::Report, dry_run: bool) -> Result<Vec<Record>> {
+pub fn read_all(report: &Report, dry_run: bool) -> Result<Vec<Record>> {
+    read_all_with(report, dry_run, Record::parse, Record::planned)
+}
+
+/// Which guests the records of standard input are about, for those who need to know no more; otherwise as [`read_all`].
+pub fn read_heads(report: &Report, dry_run: bool) -> Result<Vec<Head>> {
+    read_all_with(report, dry_run, Head::parse, |head| head.planned)
+}
+
+fn read_all_with<T>(
+    report: &Report,
+    dry_run: bool,
+    parse: fn(&[u8]) -> Result<T>,
+    planned: fn(&T) -> bool,
+) -> Result<Vec<T>> {
     let mut records = Vec::new();
-    for item in Reader::new(std::io::stdin().lock()) {
+    let mut reader = Reader::new(std::io::stdin().lock());
+    while let Some(item) = reader.next_with(parse) {
         match item {
-            Ok(record) if record.planned() && !dry_run => {
+            Ok(record) if planned(&record) && !dry_run => {
                 return Err(Kind::Usage.says(
                     "standard input holds records of a dry run (planned): run the programs before this one without -n",
                 ));

@@ -404,16 +404,12 @@ impl Record {
     /// Reads one line.
     pub fn parse(text: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
-        struct Head {
+        struct Kind {
             v: Option<u32>,
             r#type: Option<String>,
         }
-        let head: Head = parse(text)?;
-        match head.v {
-            Some(VERSION) => {}
-            Some(v) if v > VERSION => bail!("it has version {v}, which a newer bak wrote; this one reads {VERSION}"),
-            _ => bail!("it has no `v`: is it a record of bak?"),
-        }
+        let head: Kind = parse(text)?;
+        check_version(head.v)?;
         match head.r#type.as_deref() {
             Some("guest") => Ok(Record::Guest(Box::new(parse(text)?))),
             Some("dump") => {
@@ -431,6 +427,31 @@ impl Record {
             Record::Guest(guest) => guest.planned,
             Record::Dump(dump) => dump.planned,
         }
+    }
+}
+
+/// Which guest a record is about: the least that any line of ours says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Head {
+    v: Option<u32>,
+    pub vm: GuestName,
+    #[serde(default)]
+    pub planned: bool,
+}
+
+impl Head {
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let head: Self = parse(text)?;
+        check_version(head.v)?;
+        Ok(head)
+    }
+}
+
+fn check_version(v: Option<u32>) -> Result<()> {
+    match v {
+        Some(VERSION) => Ok(()),
+        Some(v) if v > VERSION => bail!("it has version {v}, which a newer bak wrote; this one reads {VERSION}"),
+        _ => bail!("it has no `v`: is it a record of bak?"),
     }
 }
 

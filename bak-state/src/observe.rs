@@ -1,0 +1,196 @@
+//! `observe`: guest records in, the database updated in one locked step, the same records out with what it knows.
+//!
+//! The store is looked at before the lock is taken, as that may take long. A guest that was dumped in between is CLEAN
+//! and has no dump in that listing; so before any guest is demoted for lack of a dump, the store is looked at once more.
+
+use anyhow::{Result, anyhow};
+use bak_common::args::{Places, Session};
+use bak_common::calendar::Time;
+use bak_common::jsonl;
+use bak_common::outbox::Outbox;
+use bak_common::record::{Dump, Guest, GuestKey, Record, Skipped, to_line};
+use bak_common::store::Store;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use crate::db::{First, Mode, Step};
+use crate::format::{Details, Table};
+use crate::print::Printer;
+use crate::show::state_text;
+use crate::status::{Facts, InStore, Observed, Status, Why, observe, runs};
+
+/// Newest starts by guest.
+type Newest = HashMap<GuestKey, Time>;
+
+/// What stores and outboxes say.
+struct Evidence {
+    store: Option<Store>,
+    dumps: Option<Newest>,
+    sent: Newest,
+}
+
+fn newest<'a>(dumps: impl Iterator<Item = &'a Dump>, into: &mut Newest) {
+    for dump in dumps {
+        let newest = into.entry(dump.key()).or_insert(dump.started);
+        *newest = dump.started.max(*newest);
+    }
+}
+
+impl Evidence {
+    fn gather(session: &Session, places: &Places) -> Result<Self> {
+        let config = &session.config;
+        let store = match places.store.as_ref().or(config.store.as_ref()) {
+            Some(path) => Some(Store::open(path)?),
+            None => None,
+        };
+        let mut evidence = Self { store, dumps: None, sent: Newest::new() };
+        if !config.dest.is_empty() || !places.dest.is_empty() || places.outbox.is_some() {
+            for dest in places.destinations(config, &[])?.iter().filter(|dest| dest.outbox.exists()) {
+                let history = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?.history()?;
+                newest(history.dumps.iter(), &mut evidence.sent);
+                for bad in history.unreadable {
+                    session.report.fail(&format!("{}: sent/{}", dest.name, bad.path()), &bad.error);
+                }
+            }
+        }
+        evidence.look(Some(session));
+        Ok(evidence)
+    }
+
+    /// Lists the store; the first time what cannot be read is reported.
+    fn look(&mut self, first: Option<&Session>) {
+        let Some(store) = &self.store else { return };
+        let listing = store.list();
+        if let Some(session) = first {
+            listing.report(store, &session.report);
+        }
+        let mut dumps = Newest::new();
+        newest(listing.good().map(|entry| &entry.dump), &mut dumps);
+        self.dumps = Some(dumps);
+    }
+
+    fn in_store(&self, key: &GuestKey) -> InStore {
+        match &self.dumps {
+            None => InStore::Unknown,
+            Some(dumps) => dumps.get(key).map_or(InStore::Nothing, |started| InStore::Newest(*started)),
+        }
+    }
+}
+
+pub fn run(session: &Session, path: &Path, places: &Places, due: bool) -> Result<u8> {
+    let records = jsonl::read_all(&session.report, session.dry_run)?;
+    let evidence = Evidence::gather(session, places)?;
+    let (mut guests, mut dumps) = (Vec::new(), Vec::new());
+    let mut names = HashSet::new();
+    for record in records {
+        match record {
+            Record::Guest(guest) if names.insert(guest.vm.clone()) => guests.push(*guest),
+            Record::Guest(guest) => {
+                let twice = anyhow!("two records in one run have this name: the first one counts (see `prefix`)");
+                session.report.fail(guest.vm.as_str(), &twice);
+            }
+            Record::Dump(dump) => dumps.push(Record::Dump(dump)),
+        }
+    }
+    // Nothing listed is no news of anybody.
+    let observed = if guests.is_empty() { Vec::new() } else { update(session, path, evidence, &mut guests)? };
+    print(session, dumps, guests, &observed, due)
+}
+
+/// Brings the database up to date and annotates `guests`.
+fn update(session: &Session, path: &Path, mut evidence: Evidence, guests: &mut [Guest]) -> Result<Vec<Observed>> {
+    let mode = if session.dry_run { Mode::Plan } else { Mode::Write };
+    let step = Step::begin(path, session.wait, mode)?;
+    let (statedb, text) = (step.statedb()?, step.details()?);
+    let mut table = Table::parse(&statedb);
+    let mut details = Details::parse(&text);
+    step.sound(&table.damage)?;
+    step.sound(&details.damage)?;
+    let mut held = HashSet::new();
+    for guest in guests.iter().filter(|guest| table.get(guest.vm.as_str()) == Some(Status::BackupInProgress)) {
+        if step.held(&guest.vm.encoded())? {
+            held.insert(guest.vm.clone());
+        }
+    }
+    let look = |evidence: &Evidence| -> Vec<Observed> {
+        let one = |guest: &Guest| {
+            let vm = guest.vm.as_str();
+            let known = table.get(vm).map(|status| (status, details.get(vm)));
+            let store = evidence.in_store(&guest.key());
+            observe(known, guest, Facts { held: held.contains(&guest.vm), store, now: session.now })
+        };
+        guests.iter().map(one).collect()
+    };
+    let mut observed = look(&evidence);
+    if observed.iter().any(|observed| observed.why == Why::NoDump) {
+        evidence.look(None);
+        observed = look(&evidence);
+    }
+    for (guest, observed) in guests.iter_mut().zip(&observed) {
+        let vm = guest.vm.as_str();
+        let was = table.get(vm);
+        table.set(vm, observed.status);
+        details.set(observed.detail.clone());
+        annotate(session, guest, observed, &evidence);
+        if was != Some(observed.status) || observed.replaces {
+            session.report.decided(&line(guest));
+        }
+    }
+    let first = if observed.iter().any(|observed| observed.replaces) { First::Statuses } else { First::Details };
+    step.commit(&table, Some(details.to_text(&table)?), first)?;
+    Ok(observed)
+}
+
+fn line(guest: &Guest) -> String {
+    to_line(&Record::Guest(Box::new(guest.clone())))
+}
+
+fn annotate(session: &Session, guest: &mut Guest, observed: &Observed, evidence: &Evidence) {
+    let key = guest.key();
+    guest.status = Some(observed.status.to_string());
+    guest.changed = Some(observed.changed);
+    guest.last_dump = match evidence.in_store(&key) {
+        InStore::Unknown => observed.detail.dump.as_ref().map(|dump| dump.started),
+        InStore::Nothing => None,
+        InStore::Newest(started) => Some(started),
+    };
+    guest.last_sent = evidence.sent.get(&key).copied();
+    guest.planned = session.dry_run;
+    if session.explain {
+        guest.extra.insert("why".into(), observed.why.as_str().into());
+    }
+}
+
+fn print(session: &Session, dumps: Vec<Record>, guests: Vec<Guest>, observed: &[Observed], due: bool) -> Result<u8> {
+    let headings = &["vm", "name", "status", "state", "changed", "last dump", "last sent"];
+    let mut out = Printer::new(session, headings);
+    for record in dumps {
+        out.add(|| Ok(to_line(&record)), Vec::new)?;
+    }
+    let mut rows: Vec<(Guest, &Observed)> = guests.into_iter().zip(observed).collect();
+    if due {
+        rows.retain(|(_, observed)| session.explain || observed.status == Status::BackupNecessary);
+        rows.sort_by_key(|(guest, observed)| (observed.status != Status::BackupNecessary, runs(guest)));
+    }
+    for (mut guest, observed) in rows {
+        if due && observed.status != Status::BackupNecessary {
+            guest.skipped = Some(Skipped { why: format!("not due: {}", observed.why.as_str()) });
+        }
+        let times = (out.minute(guest.last_dump), out.minute(guest.last_sent));
+        let cells = || {
+            let changed = if observed.changed { "yes" } else { "no" };
+            vec![
+                guest.vm.to_string(),
+                guest.name.clone().unwrap_or_default(),
+                observed.status.to_string(),
+                state_text(guest.state).to_owned(),
+                changed.to_owned(),
+                times.0,
+                times.1,
+            ]
+        };
+        out.add(|| Ok(line(&guest)), cells)?;
+    }
+    out.end()?;
+    Ok(session.report.finish(|failed| format!("{failed} of what was read could not be used")))
+}

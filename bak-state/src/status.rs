@@ -1,0 +1,277 @@
+//! The states of a guest, the legal moves between them, and what an observation makes of a guest. Pure.
+//!
+//! The rules err on one side: without proof that a guest is as it was at its last dump's start, and that this dump is
+//! still there, the guest is to be dumped.
+
+use bak_common::calendar::Time;
+use bak_common::name::{DumpId, GuestName};
+use bak_common::record::{Guest, State};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// What is due for a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Status {
+    /// Found, and nothing known of it yet.
+    New,
+    /// To be dumped.
+    BackupNecessary,
+    /// Somebody claimed it and dumps it.
+    BackupInProgress,
+    /// Unchanged since its last dump.
+    Clean,
+    /// It runs and cannot be dumped while it does.
+    Running,
+    /// Left alone until somebody says otherwise.
+    Archived,
+}
+
+use Status::{Archived, BackupInProgress, BackupNecessary, Clean, New, Running};
+
+/// From which state (`None`: not in the database) to which others a guest may move. A claim of a guest that is not
+/// BACKUP_NECESSARY goes through that state; staying where it is is no move.
+pub const MOVES: [(Option<Status>, &[Status]); 7] = [
+    (None, &[New]),
+    (Some(New), &[BackupNecessary, Archived]),
+    (Some(BackupNecessary), &[BackupInProgress, Running, Archived]),
+    (Some(BackupInProgress), &[Clean, BackupNecessary]),
+    (Some(Clean), &[BackupNecessary, Running, Archived]),
+    (Some(Running), &[BackupNecessary, Archived]),
+    (Some(Archived), &[BackupNecessary]),
+];
+
+impl Status {
+    pub const ALL: [Status; 6] = [New, BackupNecessary, BackupInProgress, Clean, Running, Archived];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            New => "NEW",
+            BackupNecessary => "BACKUP_NECESSARY",
+            BackupInProgress => "BACKUP_IN_PROGRESS",
+            Clean => "CLEAN",
+            Running => "RUNNING",
+            Archived => "ARCHIVED",
+        }
+    }
+}
+
+/// Whether the table of moves has this one, or it is none.
+pub fn legal(from: Option<Status>, to: Status) -> bool {
+    from == Some(to) || MOVES.iter().any(|(state, next)| *state == from && next.contains(&to))
+}
+
+/// The table of moves, for people.
+pub fn moves_text() -> String {
+    let line = |(from, next): &(Option<Status>, &[Status])| {
+        let next: Vec<&str> = next.iter().map(|status| status.as_str()).collect();
+        format!("  {:<19} -> {}\n", from.map_or("(unknown guest)", Status::as_str), next.join(", "))
+    };
+    MOVES.iter().map(line).collect()
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Status {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let found = Self::ALL.into_iter().find(|status| status.as_str() == text);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Status::as_str).join(", ");
+            anyhow::anyhow!("`{}` is no status: {names}", text.escape_debug())
+        })
+    }
+}
+
+/// What the database knows of a guest beside its status. Unknown is absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    // First, so that a line is found without reading all of it.
+    pub vm: GuestName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Whether it ran when it was last seen.
+    #[serde(default, skip_serializing_if = "unknown")]
+    pub state: State,
+    /// When it was last observed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Time>,
+    /// The last dump that made it CLEAN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dump: Option<LastDump>,
+}
+
+fn unknown(state: &State) -> bool {
+    *state == State::Unknown
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastDump {
+    pub id: DumpId,
+    pub started: Time,
+    /// What the guest's fingerprint was when this dump began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+impl Detail {
+    /// What `guest` says of itself, and what is known from before if that is the same guest.
+    pub fn of(guest: &Guest, old: Option<&Detail>, now: Time) -> Self {
+        let old = old.filter(|old| old.same_guest(guest));
+        Self {
+            vm: guest.vm.clone(),
+            uid: guest.uid.clone().or_else(|| old?.uid.clone()),
+            kind: Some(guest.kind.clone()),
+            driver: Some(guest.driver.clone()),
+            name: guest.name.clone(),
+            node: guest.node.clone(),
+            tags: guest.tags.clone(),
+            pool: guest.pool.clone(),
+            state: guest.state,
+            seen: Some(now),
+            dump: old.and_then(|old| old.dump.clone()),
+        }
+    }
+
+    /// Whether nothing says that `guest` is another one under the same name. What is absent contradicts nothing.
+    pub fn same_guest(&self, guest: &Guest) -> bool {
+        let differ = |ours: &Option<String>, theirs: Option<&String>| {
+            ours.as_ref().zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
+        };
+        !differ(&self.uid, guest.uid.as_ref()) && !differ(&self.kind, Some(&guest.kind))
+    }
+}
+
+/// What is known of a guest from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Whether somebody holds its claim.
+    pub held: bool,
+    pub store: InStore,
+    pub now: Time,
+}
+
+/// The newest good dump of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InStore {
+    /// No store was looked at.
+    Unknown,
+    Nothing,
+    Newest(Time),
+}
+
+/// Why an observation ended as it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Unknown,
+    OtherGuest,
+    NotYetDumped,
+    Changed,
+    NoProof,
+    NoDump,
+    Unchanged,
+    Runs,
+    Stopped,
+    DeadWorker,
+    Claimed,
+    Archived,
+}
+
+impl Why {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::Unknown => "it is new here",
+            Why::OtherGuest => "its uid or kind is another: a new guest under an old name",
+            Why::NotYetDumped => "not dumped since that was found necessary",
+            Why::Changed => "it differs from what it was when its last dump began",
+            Why::NoProof => "nothing proves that it is unchanged",
+            Why::NoDump => "the store has no good dump of it",
+            Why::Unchanged => "it is as it was when its last dump began",
+            Why::Runs => "it runs and cannot be dumped while it does",
+            Why::Stopped => "it has run since",
+            Why::DeadWorker => "its dump was begun, and whoever made it is gone",
+            Why::Claimed => "it is being dumped",
+            Why::Archived => "it is archived",
+        }
+    }
+}
+
+/// What an observation makes of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub status: Status,
+    pub detail: Detail,
+    pub changed: bool,
+    pub why: Why,
+    /// What was known under this name belonged to another guest.
+    pub replaces: bool,
+}
+
+/// What a look at `guest` makes of what is known of it, its status and details.
+pub fn observe(known: Option<(Status, Option<&Detail>)>, guest: &Guest, facts: Facts) -> Observed {
+    let old = known.and_then(|(_, detail)| detail);
+    let status = known.map(|(status, _)| status);
+    let other = old.is_some_and(|old| !old.same_guest(guest));
+    let (changed, proof) = changed(old.filter(|_| !other), guest);
+    if status == Some(BackupInProgress)
+        && facts.held
+        && let Some(old) = old.filter(|_| other)
+    {
+        // Whoever works there works on the guest of before; the new one is found when they are done.
+        let detail = old.clone();
+        return Observed { status: BackupInProgress, detail, changed, why: Why::Claimed, replaces: false };
+    }
+    let detail = Detail::of(guest, old, facts.now);
+    let (status, why) = match status.filter(|_| !other) {
+        None => (BackupNecessary, if other { Why::OtherGuest } else { Why::Unknown }),
+        Some(Archived) => (Archived, Why::Archived),
+        Some(BackupInProgress) if facts.held => (BackupInProgress, Why::Claimed),
+        Some(BackupInProgress) => (BackupNecessary, Why::DeadWorker),
+        Some(Clean) if changed => (BackupNecessary, proof),
+        Some(Clean) if facts.store == InStore::Nothing => (BackupNecessary, Why::NoDump),
+        Some(Clean) => (Clean, Why::Unchanged),
+        Some(Running) => (BackupNecessary, Why::Stopped),
+        Some(New) => (BackupNecessary, Why::Unknown),
+        Some(BackupNecessary) => (BackupNecessary, Why::NotYetDumped),
+    };
+    let (status, why) = match status {
+        BackupNecessary | Clean if runs(guest) && !guest.live => (Running, Why::Runs),
+        _ => (status, why),
+    };
+    Observed { status, detail, changed, why, replaces: other }
+}
+
+/// Whether a hypervisor has its disks open. A paused guest still does.
+pub fn runs(guest: &Guest) -> bool {
+    matches!(guest.state, State::Running | State::Paused)
+}
+
+fn changed(old: Option<&Detail>, guest: &Guest) -> (bool, Why) {
+    let then = old.and_then(|old| old.dump.as_ref()).and_then(|dump| dump.fingerprint.as_ref());
+    match (then, &guest.fingerprint) {
+        _ if guest.changed == Some(true) => (true, Why::Changed),
+        (Some(then), Some(now)) if then == now => (false, Why::Unchanged),
+        (Some(_), Some(_)) => (true, Why::Changed),
+        _ => (true, Why::NoProof),
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;
