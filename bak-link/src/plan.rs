@@ -8,17 +8,20 @@
 use bak_common::calendar::Time;
 use bak_common::name::DumpId;
 use bak_common::record::{GuestKey, LinkNote};
-use bak_common::units::{show_duration, show_size};
+use bak_common::units::show_duration;
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use crate::budget::{Budget, Cap, Left, Over, Taken, show_limit};
+use crate::budget::{Budget, Cap, Left};
 
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod samples;
+mod why;
 
 /// A dump of the store.
 #[derive(Clone, Debug)]
@@ -268,12 +271,7 @@ fn consider<'a>(guest: &'a Guest, options: &Options, items: &mut Vec<Item>) -> O
 }
 
 fn pending_item(dump: &Pending) -> Item {
-    let why = match (&dump.error, dump.tries) {
-        (Some(error), tries) => format!("waits for the next pass; the last attempt ({tries}) failed: {error}"),
-        (None, 0) => "waits for bak-sync".to_owned(),
-        (None, tries) => format!("is being sent; attempts so far: {tries}"),
-    };
-    Item { cost: Some(dump.cost), ..Item::new(&dump.id, Decision::Pending, why) }
+    Item { cost: Some(dump.cost), ..Item::new(&dump.id, Decision::Pending, why::pending(dump)) }
 }
 
 /// Whether the newest good dump of a guest, neither pending nor sent, stands in the queue; else why not.
@@ -307,7 +305,7 @@ fn candidacy<'a>(
     let is_due = |dump: &Local| staleness(dump).is_none_or(|s| u64::try_from(s).unwrap_or(0) > guest.stale_after_s);
     let stale = staleness(dump);
     if !is_due(dump) && !force {
-        let item = Item::new(&dump.id, Decision::NotDue, not_due(stale, guest.stale_after_s));
+        let item = Item::new(&dump.id, Decision::NotDue, why::not_due(stale, guest.stale_after_s));
         return Err(Item { staleness_s: stale, cost: Some(dump.cost), ..item });
     }
     let good = || guest.local.iter().filter(|dump| dump.fault.is_none() && dump.started <= horizon);
@@ -378,53 +376,12 @@ fn spend(queue: &[Candidate], budget: &mut Budget, options: &Options, items: &mu
         if candidate.dump.selected {
             rank += 1;
             item.rank = Some(rank);
-            let why = || why_its_turn(candidate, rank, count, longest);
             (item.decision, item.why) = match budget.take(candidate.dump.cost, others_due, options.oversize) {
-                Ok(Taken::Fits) => (Decision::Linked, why()),
-                Ok(Taken::Oversize(limit)) => (Decision::Linked, format!("{}; {}", why(), oversize(limit, options))),
-                Err(over) => (Decision::OverLimit, why_over(over)),
+                Ok(taken) => (Decision::Linked, why::linked(candidate, taken, rank, (count, longest), options)),
+                Err(over) => (Decision::OverLimit, why::over_limit(over, options)),
             };
             item.remaining = budget.remaining();
         }
         items.push(item);
     }
-}
-
-fn why_its_turn(c: &Candidate, rank: u64, due: usize, longest: Option<i64>) -> String {
-    let place = format!("{rank} of {due} due");
-    let mut why = match (c.due, c.aged, c.staleness) {
-        (false, _, stale) => format!("forced; {}", not_due(stale, c.guest.stale_after_s)),
-        (true, Some(1), _) => format!("has waited for a pass, {place}"),
-        (true, Some(passes), _) => format!("has waited for {passes} passes, {place}"),
-        (true, None, None) => format!("never sent, {place}"),
-        (true, None, stale) if stale == longest && due > 1 => format!("most stale of {due} due"),
-        (true, None, Some(stale)) => format!("stale by {}, {place}", show_duration(stale)),
-    };
-    if c.guest.priority != 0 {
-        why.push_str(&format!("; priority {}", c.guest.priority));
-    }
-    why
-}
-
-fn oversize(limit: bak_common::units::Limit, options: &Options) -> String {
-    let how = if options.overdraft { "at once, as an overdraft" } else { "in slices" };
-    format!("larger than {}, but nothing else is pending: carried {how}", show_limit(limit))
-}
-
-fn why_over(over: Over) -> String {
-    let limit = show_limit(over.limit);
-    let never = if over.never { "; it is larger than the whole limit" } else { "" };
-    format!("over the limit of {limit} by {}{never}", show_size(over.by))
-}
-
-/// `not due: 0.4 d of 1 d`.
-fn not_due(staleness: Option<i64>, stale_after_s: u64) -> String {
-    let (is, of) = (staleness.unwrap_or(0), i64::try_from(stale_after_s).unwrap_or(i64::MAX));
-    let days = |seconds: i64| {
-        let text = format!("{:.1}", seconds as f64 / 86_400.0);
-        format!("{} d", text.strip_suffix(".0").unwrap_or(&text))
-    };
-    // Both in one unit, so that they compare at a glance.
-    let (is, of) = if of >= 86_400 { (days(is), days(of)) } else { (show_duration(is), show_duration(of)) };
-    format!("not due: {is} of {of}")
 }
