@@ -105,10 +105,29 @@ impl Zone {
         }
     }
 
+    /// The first moment at which this zone's wall clock shows `wall`; where a change to summer time leaves it out, the
+    /// moment of the change. `None` at the ends of the calendar.
+    pub fn moment(self, wall: NaiveDateTime) -> Option<Time> {
+        match self {
+            Zone::Local => first_moment(&Local, wall),
+            Zone::Named(tz) => first_moment(&tz, wall),
+        }
+    }
+
     /// `2026-11-20 02:00` on this zone's wall clock.
     pub fn minute(self, time: Time) -> String {
         self.local(time).format("%Y-%m-%d %H:%M").to_string()
     }
+}
+
+fn first_moment<Z: TimeZone>(zone: &Z, wall: NaiveDateTime) -> Option<Time> {
+    let first = |wall: &NaiveDateTime| zone.from_local_datetime(wall).earliest();
+    if let Some(moment) = first(&wall) {
+        return Some(Time::new(moment.to_utc()));
+    }
+    // Left out: the clock before the change, gone on counting, shows it at the change.
+    let day_before = first(&wall.checked_sub_signed(TimeDelta::days(1))?)?;
+    Some(Time::new(day_before.to_utc()).plus(86_400))
 }
 
 impl FromStr for Zone {
@@ -145,6 +164,21 @@ mod tests {
         let zone: Zone = "Europe/Berlin".parse().unwrap();
         assert_eq!(zone.minute("2026-10-25T00:30:00Z".parse().unwrap()), "2026-10-25 02:30");
         assert_eq!(zone.minute("2026-10-25T01:30:00Z".parse().unwrap()), "2026-10-25 02:30");
+    }
+
+    #[test]
+    fn a_wall_clock_has_a_first_moment_also_where_summer_time_begins_and_ends() {
+        let table = [
+            ("Europe/Berlin", "2026-11-20T00:00:00", "2026-11-19T23:00:00Z"),
+            // Shown twice: the first time. Left out: when the clock jumps over it.
+            ("Europe/Berlin", "2026-10-25T02:30:00", "2026-10-25T00:30:00Z"),
+            ("America/Havana", "2026-03-08T00:00:00", "2026-03-08T05:00:00Z"),
+            ("America/Havana", "2026-11-01T00:00:00", "2026-11-01T04:00:00Z"),
+        ];
+        for (zone, wall, moment) in table {
+            let zone: Zone = zone.parse().unwrap();
+            assert_eq!(zone.moment(wall.parse().unwrap()), Some(moment.parse().unwrap()), "{wall}");
+        }
     }
 
     #[test]

@@ -1,0 +1,241 @@
+//! The command line: what the user typed, and what it resolves to.
+
+use anyhow::{Result, anyhow};
+use bak_common::args::{Common, Destination, Picks, Places, Session};
+use bak_common::config::Dest;
+use bak_common::jsonl::{Writer, read_all};
+use bak_common::name::DumpId;
+use bak_common::record::{Dump, GuestKey, Record};
+use bak_common::report::Kind;
+use bak_common::select::{Filter, Selector};
+use bak_common::store::Store;
+use bak_common::units::{Limit, limit};
+use clap::{Parser, ValueEnum};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
+use std::str::FromStr;
+
+use crate::apply::{Outcome, Run, destination};
+use crate::output::{Results, show};
+
+pub const PROGRAM: &str = "bak-link";
+
+const HELP: &str = "\
+Examples:
+  bak-link --store /srv/dumps --dest box=backup@box:/srv/bak --limit 10G
+  bak-link -n --explain                  what would go, what would not, and why
+  bak-dump --all | bak-link - | bak-sync -
+  bak-link --only 'db-*' --force         these, due or not
+
+Each guest whose newest good dump is newer than what was sent of it is due. They go by
+priority, then who was never sent, then the most stale, as far as the limits reach; what
+doesn't fit is passed over. A limit is 10G (a pass of bak-sync), 10G/day, 50G/week,
+200G/month, 200G/month@15, or none; several may hold at once.
+
+Exit status: 0 done; 1 finished, but some dumps failed; 2 usage, configuration or
+unreadable input; 3 a lock is held; 4 refused (the outbox is on another file system).";
+
+/// Decide which dumps go off-site, under a traffic limit, and put hard links of them into the outbox
+#[derive(Parser, Debug)]
+#[command(name = PROGRAM, version, after_help = HELP)]
+struct Args {
+    /// Wait for the records of the program before to end, and pass them on
+    #[arg(value_name = "-", value_parser = ["-"])]
+    input: Option<String>,
+    /// Only these: a name or pattern, a dump's id, or - for the dumps on standard input; may be repeated
+    #[arg(long, value_name = "GLOB|ID|-")]
+    only: Vec<String>,
+    /// Also what is not due
+    #[arg(long)]
+    force: bool,
+    /// How much may be carried, instead of what the configuration says; may be repeated
+    #[arg(long, value_name = "LIMIT")]
+    limit: Vec<LimitArg>,
+    /// What to do with a dump larger than a pass may carry: let it go when it is first and nothing is pending, or never
+    #[arg(long, value_name = "WHEN", default_value = "first")]
+    oversize: Oversize,
+    /// Charge such a dump in full, as bak-sync --overdraft carries it at once
+    #[arg(long)]
+    overdraft: bool,
+    /// What a dump is expected to cost
+    #[arg(long, value_name = "HOW", default_value = "size")]
+    cost: Cost,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    picks: Picks,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// A limit, or `none`.
+#[derive(Clone, Copy, Debug)]
+struct LimitArg(Option<Limit>);
+
+impl FromStr for LimitArg {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        limit(text).map(Self)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Oversize {
+    First,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Cost {
+    /// As many bytes as it has
+    Size,
+}
+
+/// Which dumps the user wants: what `--only` names, and within that what the filters leave.
+struct Selection {
+    named: Option<Selector>,
+    filter: Selector,
+    /// Ids on standard input.
+    piped: Option<HashSet<DumpId>>,
+}
+
+impl Selection {
+    fn holds(&self, dump: &Dump) -> bool {
+        let named = self.named.as_ref().map(|selector| selector.matches(dump));
+        let piped = self.piped.as_ref().map(|ids| ids.contains(&dump.id));
+        let wanted = (named.is_none() && piped.is_none()) || named == Some(true) || piped == Some(true);
+        wanted && self.filter.matches(dump)
+    }
+}
+
+impl Args {
+    fn destinations(&self, session: &mut Session) -> Result<Vec<Destination>> {
+        let limits: Vec<Limit> = self.limit.iter().filter_map(|limit| limit.0).collect();
+        let none = limits.len() < self.limit.len();
+        if none && !limits.is_empty() {
+            return Err(Kind::Usage.says("--limit none goes with no other --limit"));
+        }
+        let mut found = self.places.destinations(&session.config, &limits)?;
+        for dest in &mut found {
+            if none {
+                dest.limits.clear();
+            }
+            // A destination that only the command line names is one of "all destinations" too.
+            if !session.config.dest.iter().any(|known| known.name == dest.name) {
+                session.config.dest.push(named(&dest.name));
+            }
+        }
+        Ok(found)
+    }
+
+    fn selection(&self, input: &[Record]) -> Result<Selection> {
+        let names: Vec<String> = self.only.iter().filter(|text| *text != "-").cloned().collect();
+        let id = |record: &Record| match record {
+            Record::Dump(dump) => Some(dump.id.clone()),
+            Record::Guest(_) => None,
+        };
+        let named = if names.is_empty() { None } else { Some(Selector::new(&names, Filter::default(), false)?) };
+        let piped = self.only_input().then(|| input.iter().filter_map(id).collect());
+        Ok(Selection { named, filter: self.picks.selector(&[])?.0, piped })
+    }
+
+    fn only_input(&self) -> bool {
+        self.only.iter().any(|text| text == "-")
+    }
+}
+
+fn named(name: &str) -> Dest {
+    let mut dest = Dest::default();
+    name.clone_into(&mut dest.name);
+    dest
+}
+
+pub fn run() -> Result<u8> {
+    let args = Args::parse();
+    let mut session = args.common.session(PROGRAM)?;
+    let store = Store::open(&args.places.store(&session.config)?)?;
+    if args.common.check_config {
+        return check_config(&session, &store);
+    }
+    // The only way so far: a dump costs its size.
+    let Cost::Size = args.cost;
+    let dests = args.destinations(&mut session)?;
+    // Wrong patterns are found before a long wait for the program before.
+    args.selection(&[])?;
+    let pass_on = args.input.is_some();
+    let reads = pass_on || args.only_input();
+    let input = if reads { read_all(&session.report, session.dry_run)? } else { Vec::new() };
+    let selection = args.selection(&input)?;
+    let selected = |dump: &Dump| selection.holds(dump);
+    let run = Run {
+        session: &session,
+        store: &store,
+        force: args.force,
+        oversize: args.oversize == Oversize::First,
+        overdraft: args.overdraft,
+        selected: &selected,
+        reported: RefCell::default(),
+    };
+    let outcomes = all(&run, &dests);
+    if session.table && !session.quiet {
+        show(&session, &outcomes)?;
+    }
+    let mut results = Results::default();
+    let planned_any = !outcomes.is_empty();
+    for (dest, outcome) in outcomes {
+        results.add(&dest, outcome.decided);
+    }
+    if planned_any {
+        results.check(&session, &input);
+        for name in selection.named.iter().flat_map(Selector::unmatched) {
+            session.report.fail(name, &anyhow!("no dump is called so"));
+        }
+    }
+    results.print(&session, &input, pass_on)?;
+    let linked = results.linked();
+    Ok(session.report.finish(|failed| format!("{failed} failed, {linked} linked")))
+}
+
+/// Destinations are independent: one that fails does not stop the others.
+fn all(run: &Run, dests: &[Destination]) -> Vec<(String, Outcome)> {
+    let one = |dest: &Destination| match destination(run, dest) {
+        Ok(outcome) => Some((dest.name.clone(), outcome)),
+        Err(error) => {
+            run.session.report.fail(&dest.name, &error);
+            None
+        }
+    };
+    dests.iter().filter_map(one).collect()
+}
+
+/// What the configuration says for each guest of the store, by its newest dump.
+fn check_config(session: &Session, store: &Store) -> Result<u8> {
+    let listing = store.list();
+    listing.report(store, &session.report);
+    let newest: BTreeMap<GuestKey, &Dump> = listing.dumps.iter().map(|entry| (entry.dump.key(), &entry.dump)).collect();
+    let mut writer = Writer::stdout();
+    for dump in newest.values() {
+        writer.line(&serde_json::to_string(&session.config.effective(*dump))?)?;
+    }
+    Ok(session.report.finish(|failed| format!("{failed} sidecars cannot be read")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_dash_is_the_only_operand() {
+        assert!(Args::try_parse_from(["bak-link", "-"]).is_ok());
+        assert!(Args::try_parse_from(["bak-link", "--only", "-", "--only", "db-*"]).unwrap().only_input());
+        for bad in [&["bak-link", "web"][..], &["bak-link", "--limit", "10G/year"], &["bak-link", "--cost", "wire"]] {
+            assert_eq!(Args::try_parse_from(bad).unwrap_err().exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What a plan is made from, gathered from what lies on disk: the store, the outbox, the history of what was sent. Pure.
+
+use bak_common::config::Effective;
+use bak_common::record::{Dump, GuestKey};
+use bak_common::store::Listing;
+use std::collections::{HashMap, HashSet};
+
+use crate::plan::{Guest, Local, Pending, Sent};
+
+/// What is known of one destination.
+pub struct Sources<'a> {
+    pub dest: &'a str,
+    pub store: &'a Listing,
+    pub outbox: &'a Listing,
+    pub history: &'a [Dump],
+    /// What the configuration says for the guest of a dump.
+    pub effective: &'a dyn Fn(&Dump) -> Effective,
+    pub selected: &'a dyn Fn(&Dump) -> bool,
+}
+
+/// All guests that have a dump anywhere.
+#[derive(Default)]
+struct Guests<'a> {
+    guests: Vec<Guest>,
+    /// The dump that speaks for each guest.
+    speakers: Vec<&'a Dump>,
+    index: HashMap<GuestKey, usize>,
+}
+
+impl<'a> Guests<'a> {
+    fn of(&mut self, dump: &'a Dump) -> &mut Guest {
+        let key = dump.key();
+        let at = *self.index.entry(key.clone()).or_insert_with(|| {
+            let (local, pending, sent) = (Vec::new(), Vec::new(), Vec::new());
+            self.guests.push(Guest { key, priority: 0, stale_after_s: 0, sync: false, local, pending, sent });
+            self.speakers.push(dump);
+            self.guests.len() - 1
+        });
+        &mut self.guests[at]
+    }
+
+    /// Lets `dump` speak for its guest, if it is the newest so far.
+    fn speak(&mut self, dump: &'a Dump) {
+        if let Some(at) = self.index.get(&dump.key()) {
+            let speaker = &mut self.speakers[*at];
+            if (speaker.started, &speaker.id) < (dump.started, &dump.id) {
+                *speaker = dump;
+            }
+        }
+    }
+}
+
+/// Gathers the guests. The newest dump in the store, else the newest of all, says what a guest is called and tagged.
+pub fn gather(sources: &Sources) -> Vec<Guest> {
+    let mut guests = Guests::default();
+    for entry in &sources.store.dumps {
+        let (dump, fault) = (&entry.dump, entry.fault.clone());
+        let (id, started, finished, cost) = (dump.id.clone(), dump.started, dump.finished, dump.bytes);
+        let selected = (sources.selected)(dump);
+        guests.of(dump).local.push(Local { id, started, finished, cost, fault, selected });
+        guests.speak(dump);
+    }
+    let known_locally = guests.guests.len();
+    // What arrived and was not cleared away yet is sent, not pending; and a dump that lies there twice is pending once.
+    let mut done: HashSet<_> = sources.history.iter().map(|dump| &dump.id).collect();
+    let broken = sources.outbox.dumps.iter().filter(|entry| !entry.is_good());
+    for entry in sources.outbox.good().chain(broken).filter(|entry| done.insert(&entry.dump.id)) {
+        let note = entry.dump.link.get(sources.dest);
+        let pending = Pending {
+            id: entry.dump.id.clone(),
+            started: entry.dump.started,
+            cost: note.and_then(|note| note.cost).unwrap_or(entry.dump.bytes),
+            tries: note.and_then(|note| note.tries).unwrap_or(0),
+            error: note.and_then(|note| note.error.clone()),
+            fault: entry.fault.clone(),
+        };
+        guests.of(&entry.dump).pending.push(pending);
+        // Asked for the selection too, so that a name which only stands here is not a typing error.
+        (sources.selected)(&entry.dump);
+    }
+    for dump in sources.history {
+        let at = dump.sent.get(sources.dest).map_or(dump.finished, |note| note.at);
+        guests.of(dump).sent.push(Sent { id: dump.id.clone(), started: dump.started, at });
+        if guests.index.get(&dump.key()).is_some_and(|at| *at >= known_locally) {
+            guests.speak(dump);
+        }
+    }
+    for (guest, speaker) in guests.guests.iter_mut().zip(&guests.speakers) {
+        let effective = (sources.effective)(speaker);
+        guest.priority = effective.priority;
+        guest.stale_after_s = effective.stale_after_s;
+        guest.sync = effective.sync.iter().any(|name| name == sources.dest);
+    }
+    guests.guests
+}

@@ -1,0 +1,202 @@
+//! What is printed: records passed on from standard input, annotated, then what was linked, then, with `--explain`,
+//! everything else that was considered. One record a dump, with the notes of all destinations.
+
+use anyhow::{Result, anyhow};
+use bak_common::args::Session;
+use bak_common::jsonl::Writer;
+use bak_common::name::DumpId;
+use bak_common::record::{Dump, Failed, LinkNote, Record, to_line};
+use bak_common::table::table;
+use bak_common::units::{show_duration, show_size};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::apply::{Decided, Outcome};
+use crate::budget::show_limit;
+use crate::plan::Decision;
+
+/// A dump and what all destinations decided.
+struct Considered {
+    dump: Dump,
+    notes: BTreeMap<String, LinkNote>,
+    linked: bool,
+    /// Some destination holds it to be good.
+    good: bool,
+    /// Why it is not, where none does.
+    fault: String,
+    failed: Option<String>,
+}
+
+/// Everything that was considered, in the order in which it is printed.
+#[derive(Default)]
+pub struct Results {
+    considered: Vec<Considered>,
+    index: HashMap<DumpId, usize>,
+}
+
+impl Results {
+    pub fn add(&mut self, dest: &str, decided: Vec<Decided>) {
+        for item in decided {
+            let at = *self.index.entry(item.dump.id.clone()).or_insert_with(|| {
+                let (notes, fault, failed) = (BTreeMap::new(), String::new(), None);
+                let new = Considered { dump: item.dump, notes, linked: false, good: false, fault, failed };
+                self.considered.push(new);
+                self.considered.len() - 1
+            });
+            let known = &mut self.considered[at];
+            known.good |= item.decision != Decision::NotGood || item.failed.is_some();
+            if item.decision == Decision::NotGood {
+                known.fault.clone_from(&item.note.why);
+            }
+            match item.failed {
+                // What was not linked must not say that it was.
+                Some(why) => known.failed = Some(why),
+                None => {
+                    known.linked |= item.decision == Decision::Linked;
+                    known.notes.insert(dest.to_owned(), item.note);
+                }
+            }
+        }
+    }
+
+    pub fn linked(&self) -> usize {
+        self.considered.iter().filter(|known| known.linked).count()
+    }
+
+    fn find(&self, id: &DumpId) -> Option<&Considered> {
+        self.index.get(id).map(|at| &self.considered[*at])
+    }
+
+    /// Why nothing could be done with a dump that standard input names; `None` if all is well.
+    fn unusable(&self, dump: &Dump) -> Option<String> {
+        match self.find(&dump.id) {
+            // What another program's dry run would make is not there yet.
+            None if dump.planned => None,
+            None => Some("there is no such dump in the store".into()),
+            Some(known) if !known.good => Some(format!("it is not good: {}", known.fault)),
+            Some(_) => None,
+        }
+    }
+
+    /// Reports the dumps of standard input that are not on disk, or not good there.
+    pub fn check(&self, session: &Session, input: &[Record]) {
+        for record in input {
+            if let Record::Dump(dump) = record
+                && let Some(why) = self.unusable(dump)
+            {
+                session.report.fail(dump.id.as_str(), &anyhow!("cannot be linked: {why}"));
+            }
+        }
+    }
+
+    /// Prints and logs. `input` was read from standard input, and is passed on if `pass_on`.
+    pub fn print(&self, session: &Session, input: &[Record], pass_on: bool) -> Result<()> {
+        let mut writer = Writer::stdout();
+        let silent = session.quiet || session.table;
+        let mut piped: HashMap<&DumpId, &Dump> = HashMap::new();
+        let mut printed: HashSet<&DumpId> = HashSet::new();
+        for record in input {
+            if let Record::Dump(dump) = record {
+                piped.insert(&dump.id, dump);
+                if pass_on {
+                    printed.insert(&dump.id);
+                }
+            }
+            if pass_on && !silent {
+                writer.record(&self.passed_on(record, session.dry_run))?;
+            }
+        }
+        for known in &self.considered {
+            let wanted = known.linked || session.explain;
+            let record = self.annotated(known, piped.get(&known.dump.id).copied(), session.dry_run);
+            if wanted || printed.contains(&known.dump.id) {
+                session.report.decided(&to_line(&record));
+            }
+            if wanted && !silent && !printed.contains(&known.dump.id) {
+                writer.record(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn passed_on(&self, record: &Record, planned: bool) -> Record {
+        match record {
+            Record::Guest(guest) => {
+                let mut guest = guest.clone();
+                guest.planned |= planned;
+                Record::Guest(guest)
+            }
+            Record::Dump(dump) => match self.find(&dump.id) {
+                Some(known) => self.annotated(known, Some(dump), planned),
+                None => {
+                    let mut dump = dump.clone();
+                    dump.planned |= planned;
+                    let why = self.unusable(&dump);
+                    dump.failed = why.map(|why| Failed { stage: "link".into(), why }).or(dump.failed);
+                    Record::Dump(dump)
+                }
+            },
+        }
+    }
+
+    /// The dump as it is on disk, with what `piped` carries besides, and with our notes.
+    fn annotated(&self, known: &Considered, piped: Option<&Dump>, planned: bool) -> Record {
+        let mut dump = known.dump.clone();
+        dump.planned = planned;
+        if let Some(piped) = piped {
+            dump.link.clone_from(&piped.link);
+            dump.sent.clone_from(&piped.sent);
+            dump.prune.clone_from(&piped.prune);
+            dump.failed.clone_from(&piped.failed);
+            dump.skipped.clone_from(&piped.skipped);
+            dump.extra.extend(piped.extra.clone());
+        }
+        dump.link.extend(known.notes.clone());
+        if let Some(why) = &known.failed {
+            dump.failed = Some(Failed { stage: "link".into(), why: why.clone() });
+        }
+        Record::Dump(Box::new(dump))
+    }
+}
+
+/// What a person sees on a terminal: a row for each dump and destination, and what is left of the limits.
+pub fn show(session: &Session, outcomes: &[(String, Outcome)]) -> Result<()> {
+    let mut writer = Writer::stdout();
+    let several = outcomes.len() > 1;
+    let rows = outcomes.iter().flat_map(|(dest, outcome)| {
+        let wanted = |decided: &&Decided| decided.decision == Decision::Linked || session.explain;
+        outcome.decided.iter().filter(wanted).map(move |decided| row(dest, decided, several))
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    if !rows.is_empty() {
+        let mut headings = vec!["dump", "name", "size", "stale by", "decision", "why"];
+        if several {
+            headings.insert(0, "destination");
+        }
+        let first = usize::from(several);
+        writer.line(&table(&headings, &[first + 2, first + 3], rows))?;
+    }
+    for (dest, outcome) in outcomes.iter().filter(|_| session.explain) {
+        for left in &outcome.left {
+            let sign = if left.bytes < 0 { "-" } else { "" };
+            let bytes = show_size(left.bytes.unsigned_abs());
+            writer.line(&format!("{dest}: {sign}{bytes} left of {}", show_limit(left.limit)))?;
+        }
+    }
+    Ok(())
+}
+
+fn row(dest: &str, decided: &Decided, several: bool) -> Vec<String> {
+    let decision = if decided.failed.is_some() { "failed" } else { decided.decision.as_str() };
+    let mut row = vec![
+        decided.dump.id.to_string(),
+        decided.dump.name.clone().unwrap_or_default(),
+        show_size(decided.dump.bytes),
+        decided.note.staleness_s.map_or_else(String::new, show_duration),
+        decision.to_owned(),
+        decided.failed.clone().unwrap_or_else(|| decided.note.why.clone()),
+    ];
+    if several {
+        row.insert(0, dest.to_owned());
+    }
+    row
+}

@@ -1,0 +1,64 @@
+//! The reasons, in words.
+
+use bak_common::units::{Period, show_duration, show_size};
+
+use super::{Candidate, Options, Pending};
+use crate::budget::{Over, Taken, show_limit};
+
+/// Why a dump goes, and why in this place. `longest` is the staleness of the most stale of those `due`.
+pub fn linked(
+    c: &Candidate,
+    taken: Taken,
+    rank: u64,
+    (due, longest): (usize, Option<i64>),
+    options: &Options,
+) -> String {
+    let place = format!("{rank} of {due} due");
+    let mut why = match (c.due, c.aged, c.staleness) {
+        (false, _, stale) => format!("forced; {}", not_due(stale, c.guest.stale_after_s)),
+        (true, Some(1), _) => format!("has waited for a pass, {place}"),
+        (true, Some(passes), _) => format!("has waited for {passes} passes, {place}"),
+        (true, None, None) => format!("never sent, {place}"),
+        (true, None, stale) if stale == longest && due > 1 => format!("most stale of {due} due"),
+        (true, None, Some(stale)) => format!("stale by {}, {place}", show_duration(stale)),
+    };
+    if c.guest.priority != 0 {
+        why.push_str(&format!("; priority {}", c.guest.priority));
+    }
+    if let Taken::Oversize(limit) = taken {
+        let how = if options.overdraft { "at once, as an overdraft" } else { "in slices" };
+        why.push_str(&format!("; larger than {}, but nothing else is pending: carried {how}", show_limit(limit)));
+    }
+    why
+}
+
+pub fn over_limit(over: Over, options: &Options) -> String {
+    let never = match (over.never, over.limit.period) {
+        (false, _) => "",
+        (true, Period::Pass) if options.oversize => {
+            "; larger than any pass, it goes when it is first and nothing is pending"
+        }
+        (true, _) => "; it is larger than the whole limit",
+    };
+    format!("over the limit of {} by {}{never}", show_limit(over.limit), show_size(over.by))
+}
+
+/// `not due: 0.4 d of 1 d`.
+pub fn not_due(staleness: Option<i64>, stale_after_s: u64) -> String {
+    let (is, of) = (staleness.unwrap_or(0), i64::try_from(stale_after_s).unwrap_or(i64::MAX));
+    let days = |seconds: i64| {
+        let text = format!("{:.1}", seconds as f64 / 86_400.0);
+        format!("{} d", text.strip_suffix(".0").unwrap_or(&text))
+    };
+    // Both in one unit, so that they compare at a glance.
+    let (is, of) = if of >= 86_400 { (days(is), days(of)) } else { (show_duration(is), show_duration(of)) };
+    format!("not due: {is} of {of}")
+}
+
+pub fn pending(dump: &Pending) -> String {
+    match (&dump.error, dump.tries) {
+        (Some(error), tries) => format!("waits for the next pass; the last attempt ({tries}) failed: {error}"),
+        (None, 0) => "waits for bak-sync".to_owned(),
+        (None, tries) => format!("is being sent; attempts so far: {tries}"),
+    }
+}
