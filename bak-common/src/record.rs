@@ -144,8 +144,8 @@ pub struct Dump {
     pub mode: Option<String>,
     pub started: Time,
     pub finished: Time,
-    /// Where the dump's files lie: output only, never read.
-    #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
+    /// Where the dump's files lie: for readers. No tool believes it of its input; each sets it of what it finds itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
     pub stem: Stem,
     /// The sum of its files' sizes.
@@ -336,7 +336,8 @@ impl Dump {
 
     /// Reads a sidecar called `<stem>.dump.json`. The file's own name decides which stem it has.
     pub fn from_sidecar(stem: &Stem, text: &[u8]) -> Result<Self> {
-        let dump: Self = parse(text)?;
+        let mut dump: Self = parse(text)?;
+        dump.dir = None;
         dump.check()?;
         ensure!(dump.stem == *stem, "it is called {stem} but describes {}: was it renamed?", dump.stem);
         Ok(dump)
@@ -361,6 +362,19 @@ impl Dump {
             failed: None,
             skipped: None,
             ..self.clone()
+        }
+    }
+
+    /// Takes over fields that others added to the guest's record, as far as no field of a dump is called so.
+    pub fn adopt(&mut self, extra: &Map<String, Value>) {
+        for (key, value) in extra {
+            // What a record without any other unknown field reads as unknown is unknown.
+            let mut text = to_value(&Self { extra: Extra::new(), ..self.clone() });
+            let known = text.insert(key.clone(), value.clone()).is_some();
+            let read = (!known).then(|| serde_json::from_value::<Self>(Value::Object(text)).ok()).flatten();
+            if read.is_some_and(|dump| dump.extra.contains_key(key)) {
+                self.extra.insert(key.clone(), value.clone());
+            }
         }
     }
 
@@ -438,6 +452,14 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
         .context("not a record")
 }
 
+fn to_value(dump: &Dump) -> Map<String, Value> {
+    match serde_json::to_value(dump) {
+        Ok(Value::Object(map)) => map,
+        // Cannot be: see `to_line`.
+        _ => Map::new(),
+    }
+}
+
 /// One line of JSON, without its newline.
 pub fn to_line(record: &Record) -> String {
     let text = match record {
@@ -447,4 +469,41 @@ pub fn to_line(record: &Record) -> String {
     // Proof that this cannot fail: serde_json refuses only maps whose keys are no strings, and values that report an
     // error themselves; these structs have neither.
     text.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump() -> Dump {
+        let guest = Guest::new(GuestName::new("web").unwrap(), "qemu", "image");
+        let started: Time = "2026-11-20T01:00:02Z".parse().unwrap();
+        Dump::of(&guest, started, Stem::of(&guest.vm, started))
+    }
+
+    #[test]
+    fn only_what_no_field_is_called_is_adopted() {
+        let hostile = r#"{"x-mine":1,"result":"failed","expires":"2020-01-01T00:00:00Z","files":[],"dir":"/etc","id":"x",
+            "protected":true,"link":{},"planned":true,"verify":7,"stem":"../x","state":"running"}"#;
+        let Ok(Value::Object(extra)) = serde_json::from_str(hostile) else { panic!() };
+        let mut adopted = dump();
+        adopted.adopt(&extra);
+        let keys: Vec<_> = adopted.extra.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["x-mine", "state"]);
+        assert_eq!(Dump { extra: Extra::new(), ..adopted.clone() }, dump());
+        assert_eq!(Dump::from_sidecar(&adopted.stem, &adopted.to_sidecar()).unwrap(), adopted);
+    }
+
+    #[test]
+    fn the_directory_is_written_once_and_never_into_a_sidecar() {
+        let there = Dump { dir: Some("/there".into()), ..dump() };
+        let line = to_line(&Record::Dump(Box::new(there)));
+        let Record::Dump(mut read) = Record::parse(line.as_bytes()).unwrap() else { panic!() };
+        assert!(read.extra.is_empty());
+        assert!(!String::from_utf8(read.to_sidecar()).unwrap().contains("there"));
+        read.dir = Some("/here".into());
+        assert_eq!(to_line(&Record::Dump(read)).matches("\"dir\"").count(), 1);
+        let forged = line.replace("\n", "");
+        assert_eq!(Dump::from_sidecar(&dump().stem, forged.as_bytes()).unwrap(), dump());
+    }
 }

@@ -134,6 +134,11 @@ impl Selector {
         self.operands.is_empty() && self.filter.is_empty() && !self.all
     }
 
+    /// Whether names, patterns or ids were given, beside filters.
+    pub fn has_names(&self) -> bool {
+        !self.operands.is_empty()
+    }
+
     /// Whether it holds for every subject.
     pub fn takes_all(&self) -> bool {
         self.operands.is_empty() && self.filter.is_empty()
