@@ -1,24 +1,44 @@
 //! How a kind of guest is listed, dumped and restored.
 //!
 //! A driver knows its hypervisor and nothing of stores: it is given a work directory to make files in, and says what it
-//! made. The order of guests, locks, space, hashes of what was asked for, publishing and failures are bak-dump's.
+//! made. The order of guests, locks, space, publishing and failures are bak-dump's.
 
-pub mod image_restore;
-
-use anyhow::Result;
+use anyhow::{Result, bail};
+use bak_common::calendar::Time;
+use bak_common::config::Config;
 use bak_common::lock::Lock;
 use bak_common::name::{GuestName, Stem};
 use bak_common::record::{Dump, FileEntry, Guest};
+use bak_common::report::Kind;
 use serde_json::{Map, Value};
+use std::fmt;
 use std::path::{Path, PathBuf};
+
+pub mod image;
+pub mod image_restore;
+
+/// The drivers there are.
+const KNOWN: [&str; 1] = [image::NAME];
 
 /// The guests that a driver found; those that it could not read are failures of their own.
 #[derive(Debug, Default)]
 pub struct Listed {
     pub guests: Vec<Guest>,
-    /// What it is, and why it is no guest.
+    /// What it would be called (or what it is), and why it is no guest.
     pub failed: Vec<(String, anyhow::Error)>,
 }
+
+/// Why a guest could not be dumped now: it runs, and this driver cannot dump it running. To be tried again later.
+#[derive(Debug)]
+pub struct Running;
+
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("is running; it can be dumped only while it is stopped")
+    }
+}
+
+impl std::error::Error for Running {}
 
 /// One dump to be made.
 pub struct Job<'a> {
@@ -46,6 +66,8 @@ pub struct Made {
     pub files: Vec<FileEntry>,
     /// How it was really made: `snapshot`, `suspend`, `stop`, …
     pub mode: Option<String>,
+    /// The guest's fingerprint as it was dumped: it may have been used since it was listed.
+    pub fingerprint: Option<String>,
     /// Further fields for the dump's record.
     pub extra: Map<String, Value>,
 }
@@ -75,17 +97,77 @@ pub trait Driver: Sync {
 
     fn list(&self) -> Result<Listed>;
 
+    /// One guest as it is now, listed before.
+    fn look(&self, guest: &Guest) -> Result<Guest> {
+        let listed = self.list()?;
+        if let Some(found) = listed.guests.into_iter().find(|found| found.key() == guest.key()) {
+            return Ok(found);
+        }
+        match listed.failed.into_iter().find(|(what, _)| what == guest.vm.as_str()) {
+            Some((_, error)) => Err(error),
+            None => bail!("it is gone"),
+        }
+    }
+
     /// Below which directory of the store this driver's dumps lie: `<vm>/`, unless a manager wants them elsewhere.
     fn place(&self, guest: &Guest) -> String {
         guest.vm.encoded()
     }
 
-    fn stem(&self, guest: &Guest, started: bak_common::calendar::Time) -> Stem {
+    fn stem(&self, guest: &Guest, started: Time) -> Stem {
         Stem::of(&guest.vm, started)
     }
 
+    /// Fails with [`Running`] if the guest turns out to run and cannot be dumped so.
     fn dump(&self, job: &Job) -> Result<Made>;
 
     /// Returns what it made, as paths or names for the user.
     fn restore(&self, order: &Order) -> Result<Vec<String>>;
+}
+
+/// The arguments that say which driver, and what it looks at.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Guests")]
+pub struct DriverArgs {
+    /// How guests are listed and dumped [default: the configuration's; image if images are named]
+    #[arg(long, value_name = "NAME")]
+    pub driver: Option<String>,
+    /// Disk images, each a guest: a directory, a file or a pattern; may be repeated. Replaces the configuration's
+    #[arg(long, value_name = "DIR|GLOB")]
+    pub images: Vec<String>,
+}
+
+impl DriverArgs {
+    /// The driver that these and `config` ask for; what these say is laid over `config`.
+    pub fn driver(&self, config: &mut Config) -> Result<Box<dyn Driver>> {
+        if !self.images.is_empty() {
+            config.image.images.clone_from(&self.images);
+            config.image.guest.clear();
+        }
+        let images = !config.image.images.is_empty() || !config.image.guest.is_empty();
+        let by_images = |given: bool| given.then_some(image::NAME);
+        let name = self.driver.as_deref().or(by_images(!self.images.is_empty()));
+        match name.or(config.driver.as_deref()).or(by_images(images)) {
+            Some(name) => find(name, config),
+            None => Err(Kind::Usage
+                .says("no guests are configured: name disk images by --images DIR, or a driver (see --help)")),
+        }
+    }
+}
+
+/// The driver called `name`.
+pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
+    match name {
+        image::NAME => Ok(Box::new(image::Image::new(config)?)),
+        other => Err(Kind::Usage.says(format!(
+            "there is no driver `{}`; there is: {}",
+            bak_common::name::printable(other),
+            KNOWN.join(", ")
+        ))),
+    }
+}
+
+/// All drivers.
+pub fn all(config: &Config) -> Result<Vec<Box<dyn Driver>>> {
+    KNOWN.iter().map(|name| find(name, config)).collect()
 }

@@ -21,7 +21,7 @@ use std::collections::HashSet;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
-use crate::driver::{Order, Progress, image_restore};
+use crate::driver::{self, Order, Progress};
 use crate::{origin, pick};
 
 /// Bring dumps back
@@ -231,7 +231,7 @@ fn restore(
         dry_run,
         tick,
     };
-    let planned = by_driver(&order(true, &planning))?;
+    let planned = by_driver(session, &order(true, &planning))?;
     if let Some(twice) = planned.iter().find(|path| written.contains(*path)) {
         bail!("{twice} was written by this run already, from another dump");
     }
@@ -240,18 +240,15 @@ fn restore(
         return Ok(planned);
     }
     check_files(session, store, entry, &checking)?;
-    let made = by_driver(&order(false, &writing))?;
+    let made = by_driver(session, &order(false, &writing))?;
     written.extend(made.iter().cloned());
     bar.finish_and_clear();
     Ok(made)
 }
 
-/// The one place that knows which driver brings what back.
-fn by_driver(order: &Order) -> Result<Vec<String>> {
-    match order.dump.driver.as_str() {
-        "image" => image_restore::restore(order),
-        other => bail!("it was made by the driver `{}`, which this bak-restore cannot use", printable(other)),
-    }
+/// Has the driver that made the dump bring it back.
+fn by_driver(session: &Session, order: &Order) -> Result<Vec<String>> {
+    driver::find(&order.dump.driver, &session.config)?.restore(order)
 }
 
 /// Compares every file with the dump's record, whole.
