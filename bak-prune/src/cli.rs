@@ -85,13 +85,13 @@ struct KeepArgs {
         long = "keep-all",
         conflicts_with_all = ["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"]
     )]
-    all: bool,
+    everything: bool,
 }
 
 impl KeepArgs {
     /// The rules of the command line; `None` if it names none.
     fn rules(self) -> Option<Keep> {
-        let Self { last, hourly, daily, weekly, monthly, yearly, within, all } = self;
+        let Self { last, hourly, daily, weekly, monthly, yearly, within, everything } = self;
         (self != Self::default()).then(|| Keep {
             last,
             hourly,
@@ -100,7 +100,7 @@ impl KeepArgs {
             monthly,
             yearly,
             within,
-            all: all.then_some(true),
+            all: everything.then_some(true),
         })
     }
 }

@@ -1,5 +1,5 @@
 //! The rules: the tables of Proxmox's documentation, edges judged by hand, and a reference written from the description
-//! of the rules alone. More random cases: `PROPTEST_CASES=100000 cargo test -p bak-prune --test policy`.
+//! of the rules alone. More random cases: `PROPTEST_CASES=100000 cargo test --release -p bak-prune --test policy`.
 
 use bak_common::calendar::{Time, Zone};
 use bak_common::config::Keep;
@@ -321,10 +321,12 @@ proptest! {
     #[test]
     fn the_newest_is_kept_by_any_rule_that_counts(starts in starts(), keep in rules(), zone in zones()) {
         let counts = [keep.last, keep.hourly, keep.daily, keep.weekly, keep.monthly, keep.yearly];
-        prop_assume!(!starts.is_empty() && counts.iter().any(|count| count.is_some_and(|n| n > 0)));
         let dumps = at(zone, &starts);
-        let newest = (0..dumps.len()).rev().max_by_key(|at| dumps[*at].started).unwrap();
-        prop_assert!(kept(&judge(&dumps, &keep, NOW.parse().unwrap()))[newest]);
+        // Of equal ones the first.
+        let newest = (0..dumps.len()).rev().max_by_key(|at| dumps[*at].started);
+        if let Some(newest) = newest.filter(|_| counts.iter().any(|count| count.is_some_and(|n| n > 0))) {
+            prop_assert!(kept(&judge(&dumps, &keep, NOW.parse().unwrap()))[newest]);
+        }
     }
 
     #[test]
