@@ -134,6 +134,14 @@ fn protected_dumps_neither_count_nor_cover() {
     let weekly = Keep { weekly: Some(2), ..Keep::default() };
     assert_eq!(marks(&plan(&table, &weekly)), "k-s--k");
     assert_eq!(plan(&table, &last(3))[2].reasons, ["it is protected"]);
+    assert_eq!(
+        marks(&plan(&[day(1), day(2), day(3).protected()], &last(1))),
+        "-ks",
+        "the newest does not count either"
+    );
+    let daily = Keep { daily: Some(1), ..Keep::default() };
+    let noon = have("web", time("2026-11-02T12:00:00Z")).protected();
+    assert_eq!(marks(&plan(&[day(1), day(2), noon], &daily)), "-ks", "its day is not covered");
 }
 
 #[test]
