@@ -297,6 +297,31 @@ impl Store {
         fsio::open_file(dir.as_fd(), name)?.with_context(|| format!("{} is gone", printable(name)))
     }
 
+    /// Whether nothing but its owner's word may remove the dump: its sidecar says so, or Proxmox's mark lies beside it.
+    pub fn is_protected(&self, entry: &Entry) -> Result<bool> {
+        if entry.dump.protected {
+            return Ok(true);
+        }
+        let dir = fsio::open_place(self.top(), &entry.place)?;
+        for file in &entry.dump.files {
+            if fsio::stat(dir.as_fd(), &format!("{}.protected", file.name))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the dump had files and not one of them is there any more.
+    pub fn is_gone(&self, entry: &Entry) -> Result<bool> {
+        let dir = fsio::open_place(self.top(), &entry.place)?;
+        for file in &entry.dump.files {
+            if fsio::stat(dir.as_fd(), &file.name)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(!entry.dump.files.is_empty())
+    }
+
     /// Takes the store's lock and recovers; what cannot be recovered goes to `report` and stays for the next time.
     pub fn lock(&self, wait: Duration, report: &Report) -> Result<Locked<'_>> {
         let bak = self.make_bak()?;

@@ -1,1 +1,5 @@
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bak_common::report::main("bak-prune", bak_prune::cli::run)
+}

@@ -1,0 +1,220 @@
+//! What the user typed, and what it resolves to.
+
+use anyhow::Result;
+use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::config::Keep;
+use bak_common::name::{DumpId, printable};
+use bak_common::report::Kind;
+use bak_common::select::Selector;
+use bak_common::store::Store;
+use bak_common::units::Span;
+use clap::Parser;
+use std::path::{Path, PathBuf};
+
+use crate::apply::{self, Order, Place, Request};
+
+const AFTER: &str = "\
+The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They
+come from the configuration, or all of them from the command line if it names one. Without any rule everything is kept.
+A rule of 0 is off. What a guest is called and which tags it has, its newest good dump says.
+
+Never removed: the last good dump of a guest, protected dumps, dumps dated more than an hour into the future. Only good
+dumps count. One that is not is kept for a look until it is older than everything that the rules keep; a sidecar of
+which all files are gone is removed. A dump that expires is kept until then and removed after; it does not count.
+
+Examples:
+  bak-prune -n --explain /srv/dumps --keep-last 3 --keep-daily 7 --keep-weekly 4
+  bak-prune --store /srv/dumps --guest 'web*' --keep-within 14d
+  bak-prune --store /srv/dumps web@20261120T010002Z
+
+Exit status:
+  0  done; what is spared is a decision, not a failure
+  1  finished, but something could not be read or removed
+  2  usage, configuration or unreadable input
+  3  a store is locked
+  4  a dump that must not be removed was named: nothing is removed";
+
+/// Remove the dumps that no rule keeps, and say why
+#[derive(Debug, Parser)]
+#[command(name = "bak-prune", version, after_help = AFTER)]
+struct Cli {
+    /// Directories of dumps to prune; or ids of dumps: exactly those are removed; or -: the same for the dumps on
+    /// standard input
+    #[arg(value_name = "STORE|ID|-")]
+    operands: Vec<String>,
+    /// The store, if no operand names one (then say which guests, or --all)
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    store: Option<PathBuf>,
+    /// Only this guest, by number or name or pattern; may be repeated
+    #[arg(long, value_name = "GLOB", help_heading = "Selection")]
+    guest: Vec<String>,
+    #[command(flatten)]
+    picks: Picks,
+    #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Rules")]
+struct KeepArgs {
+    /// Keep the newest N dumps
+    #[arg(long = "keep-last", value_name = "N")]
+    last: Option<u64>,
+    /// Keep the newest dump of each of the newest N hours that have one
+    #[arg(long = "keep-hourly", value_name = "N")]
+    hourly: Option<u64>,
+    /// The same for days
+    #[arg(long = "keep-daily", value_name = "N")]
+    daily: Option<u64>,
+    /// The same for ISO weeks
+    #[arg(long = "keep-weekly", value_name = "N")]
+    weekly: Option<u64>,
+    /// The same for months
+    #[arg(long = "keep-monthly", value_name = "N")]
+    monthly: Option<u64>,
+    /// The same for years
+    #[arg(long = "keep-yearly", value_name = "N")]
+    yearly: Option<u64>,
+    /// Keep everything that is younger
+    #[arg(long = "keep-within", value_name = "DUR")]
+    within: Option<Span>,
+    /// Keep everything
+    #[arg(
+        long = "keep-all",
+        conflicts_with_all = ["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"]
+    )]
+    everything: bool,
+}
+
+impl KeepArgs {
+    /// The rules of the command line; `None` if it names none.
+    fn rules(self) -> Option<Keep> {
+        let Self { last, hourly, daily, weekly, monthly, yearly, within, everything } = self;
+        (self != Self::default()).then(|| Keep {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+            within,
+            all: everything.then_some(true),
+        })
+    }
+}
+
+/// All of bak-prune.
+pub fn run() -> Result<u8> {
+    let cli = Cli::parse();
+    let session = cli.common.session("bak-prune")?;
+    let request = cli.resolve(&session)?;
+    if cli.common.check_config { apply::check_config(&session, &request) } else { apply::run(&session, request) }
+}
+
+/// The operands, told apart. A store whose path ends like a dump's id can be named with a slash at its end.
+#[derive(Debug, Default)]
+struct Operands {
+    stores: Vec<PathBuf>,
+    ids: Vec<DumpId>,
+    stdin: bool,
+}
+
+impl Operands {
+    fn of(texts: &[String]) -> Self {
+        let mut operands = Self::default();
+        for text in texts {
+            match DumpId::new(text.as_str()) {
+                _ if text == "-" => operands.stdin = true,
+                Ok(id) => operands.ids.push(id),
+                Err(_) => operands.stores.push(text.into()),
+            }
+        }
+        operands
+    }
+}
+
+impl Cli {
+    fn resolve(&self, session: &Session) -> Result<Request> {
+        let operands = Operands::of(&self.operands);
+        let (guests, _) = self.picks.selector(&self.guest)?;
+        let order = (!operands.ids.is_empty() || operands.stdin)
+            .then(|| Order { ids: operands.ids.iter().cloned().collect(), stdin: operands.stdin });
+        self.check(&operands, &guests, order.is_some())?;
+        let paths = match operands.stores {
+            stores if !stores.is_empty() => stores,
+            _ if self.common.check_config && self.store.is_none() && session.config.store.is_none() => Vec::new(),
+            _ => vec![Places { store: self.store.clone(), ..Places::default() }.store(&session.config)?],
+        };
+        let mut places: Vec<Place> = Vec::new();
+        for path in &paths {
+            let store = open(path)?;
+            if places.iter().all(|place| place.store.path() != store.path()) {
+                let dest = destination(session, &store);
+                places.push(Place { store, dest });
+            }
+        }
+        // Whoever locks several stores at once must always do so in the same order.
+        places.sort_by(|a, b| a.store.path().cmp(b.store.path()));
+        Ok(Request { places, order, guests, rules: self.keep.rules() })
+    }
+
+    /// Refuses what does not go together.
+    fn check(&self, operands: &Operands, guests: &Selector, order: bool) -> Result<()> {
+        if self.common.check_config {
+            return Ok(());
+        }
+        if !operands.stores.is_empty() && self.store.is_some() {
+            return Err(Kind::Usage.says("name stores as operands or by --store, not both"));
+        }
+        if order && (!guests.is_empty() || self.keep.rules().is_some()) {
+            return Err(Kind::Usage.says("ids say exactly which dumps go: rules and selection of guests do not apply"));
+        }
+        if !order && operands.stores.is_empty() && guests.is_empty() {
+            return Err(
+                Kind::Usage.says("say what to prune: a store, --all, guests (--guest, --tag, …) or ids (see --help)")
+            );
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<Store> {
+    let text = path.to_string_lossy();
+    let remote = text.split('/').next().is_some_and(|host| host.contains(':'));
+    if remote && !path.exists() {
+        return Err(Kind::Usage.says(format!(
+            "{} is not a directory here: name a directory, or run bak-prune over there",
+            printable(&text)
+        )));
+    }
+    Store::open(path)
+}
+
+/// The destination whose copy lies in this store, if the configuration says so: its own rules hold there.
+fn destination(session: &Session, store: &Store) -> Option<String> {
+    let is_here = |url: &str| Path::new(url).canonicalize().is_ok_and(|path| path == store.path());
+    let dest = session.config.dest.iter().find(|dest| dest.url.as_deref().is_some_and(is_here))?;
+    Some(dest.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn operands_are_told_apart() {
+        let texts = ["/srv/x", "web@20261120T010002Z", "-", "x@20261120T010002Z/", "me@host:dumps"].map(str::to_owned);
+        let operands = Operands::of(&texts);
+        assert_eq!(operands.stores.len(), 3);
+        assert_eq!(operands.ids.len(), 1);
+        assert!(operands.stdin);
+    }
+}

@@ -1,0 +1,6 @@
+//! bak-prune: read, plan, apply, report. `policy` knows the rules, `plan` what they do to a store, `apply` does it.
+
+pub mod apply;
+pub mod cli;
+pub mod plan;
+pub mod policy;
