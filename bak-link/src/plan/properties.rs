@@ -83,7 +83,7 @@ fn link(facts: &mut Facts, plan: &Plan) {
     for item in linked(plan) {
         for guest in &mut facts.guests {
             if let Some(dump) = guest.local.iter().find(|dump| dump.id == item.id) {
-                let (id, started, cost) = (dump.id.clone(), dump.started, dump.cost);
+                let (id, started, cost) = (dump.id.clone(), dump.started, item.cost.unwrap());
                 guest.pending.push(Pending { id, started, cost, tries: 0, error: None, fault: None });
             }
         }
