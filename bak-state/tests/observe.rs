@@ -216,12 +216,14 @@ fn a_dead_workers_guest_is_due_when_the_last_of_them_is_gone() {
     let now = STARTED.parse().unwrap();
     let seen = || observe(&kit, "", &guest("web", json!({"fingerprint": "a"}))).clean().column("status");
     let claim = db(&kit).claim(&record("web", "a"), now).unwrap();
+    // `cat` lives until its other input ends, whatever becomes of this test.
+    let (end, input) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
     let mut child =
-        std::process::Command::new("sleep").arg("1000").stdin(claim.lock().share().unwrap()).spawn().unwrap();
+        std::process::Command::new("cat").stdin(input).stdout(claim.lock().share().unwrap()).spawn().unwrap();
     drop(claim);
     assert_eq!(seen(), ["BACKUP_IN_PROGRESS"], "its program still works");
     assert_eq!(status(&db(&kit).claim(&record("web", "a"), now).unwrap_err()), 3);
-    child.kill().unwrap();
+    drop(end);
     child.wait().unwrap();
     assert_eq!(seen(), ["BACKUP_NECESSARY"]);
     // A status that somebody set by hand has no worker either.
