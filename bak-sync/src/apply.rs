@@ -420,19 +420,10 @@ impl Pass<'_> {
     }
 
     fn data(&mut self, dump: &Dump, place: &str, delta: bool, id: &str, begun: Instant) -> Result<(), Trouble> {
+        let entry = self.outbox.store.look(place, &dump.stem)?.context("it is no longer in the outbox")?;
+        let names = self.outbox.store.names(&entry)?;
+        let files: Vec<String> = names.iter().map(|name| format!("{place}/{name}")).collect();
         let dir = self.outbox.store.path().join(place);
-        let names = fs::read_dir(&dir)
-            .context("cannot list the outbox")?
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        let companions = names.filter(|name| bak_common::store::is_companion(dump, name));
-        let files: Vec<String> = dump
-            .files
-            .iter()
-            .map(|file| file.name.clone())
-            .chain(companions)
-            .map(|name| format!("{place}/{name}"))
-            .collect();
         let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
         let (block, rate) = (
             format!("--block-size={}", plan::block_size(largest)),

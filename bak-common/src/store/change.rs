@@ -1,0 +1,400 @@
+//! How a store is changed: adding, removing, recovering. The order of the steps is everything; see the parent module.
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, companions, incomplete};
+use crate::fsio;
+use crate::lock::{Hold, Holder, Lock, holder};
+use crate::name::{Stem, printable};
+use crate::record::Dump;
+use crate::report::{Kind, Report};
+
+const WORK: &str = "work";
+const DROP: &str = "drop";
+const WORK_LOCK: &str = ".lock";
+const TEMP: &str = ".sidecar.new";
+
+/// The store's lock, held for moments: to publish, to remove, to recover.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    pub(super) store: &'a Store,
+    pub(super) bak: OwnedFd,
+    pub(super) _lock: Lock,
+}
+
+/// A dump in the making. Dropped without [`Locked::publish`], it is discarded.
+#[derive(Debug)]
+pub struct Work {
+    path: PathBuf,
+    base: OwnedFd,
+    dir: OwnedFd,
+    stem: Stem,
+    lock: Lock,
+    decided: bool,
+}
+
+impl Locked<'_> {
+    /// Begins a dump called `stem` that will lie at `place`. Its work directory is locked until the result is dropped.
+    pub fn begin(&self, stem: &Stem, place: &str) -> Result<Work> {
+        fsio::components(place)?;
+        if let Ok(dir) = fsio::open_place(self.store.top(), place) {
+            ensure!(fsio::stat(dir.as_fd(), &stem.sidecar())?.is_none(), "{stem} is there already");
+        }
+        let base = fsio::make_dir(self.bak.as_fd(), WORK)?;
+        match rustix::fs::mkdirat(&base, stem.as_str(), rustix::fs::Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // Recovery, just now, left it: somebody works there, or it cannot be published.
+                let dir = fsio::open_dir(base.as_fd(), stem.as_str()).context("cannot open a work directory")?;
+                let who = holder(dir.as_fd(), WORK_LOCK)
+                    .map_or_else(String::new, |h| format!(" by {} (pid {} on {})", h.program, h.pid, h.node));
+                return Err(Kind::Locked.says(format!("{stem} is being made already{who}")));
+            }
+            Err(error) => return Err(error).context("cannot make a work directory"),
+        }
+        let dir = fsio::open_dir(base.as_fd(), stem.as_str()).context("cannot open the work directory")?;
+        let lock = Lock::try_take(dir.as_fd(), WORK_LOCK, Hold::Exclusive)?;
+        let mut lock = lock.context("somebody else took the lock of a new work directory")?;
+        lock.sign(&Holder { place: Some(place.to_owned()), ..Holder::me() })?;
+        let path = self.store.path.join(BAK).join(WORK).join(stem.as_str());
+        Ok(Work { path, base, dir, stem: stem.clone(), lock, decided: false })
+    }
+
+    /// Publishes a dump whose files lie flushed in `work`. When this returns, it exists; if it fails before the decision,
+    /// nothing remains.
+    pub fn publish(&self, mut work: Work, dump: &Dump) -> Result<Entry> {
+        ensure!(dump.stem == work.stem, "the dump {} was begun as {}", dump.stem, work.stem);
+        let signed = holder(work.dir.as_fd(), WORK_LOCK).and_then(|h| h.place);
+        let place = signed.context("a work directory does not say where its dump goes")?;
+        let target = fsio::make_place(self.store.top(), &place)?;
+        for name in dump.files.iter().map(|file| file.name.clone()).chain([dump.stem.sidecar()]) {
+            ensure!(fsio::stat(target.as_fd(), &name)?.is_none(), "{name} is there already: nothing is overwritten");
+        }
+        if let Some(why) = incomplete(work.dir.as_fd(), dump)? {
+            bail!("{why}");
+        }
+        // The work directory, its lock (which holds the place) and the files' names must outlast a power cut before the
+        // sidecar's name does: from then on recovery needs them.
+        work.lock.sync()?;
+        fsio::sync(work.dir.as_fd())?;
+        fsio::sync(work.base.as_fd())?;
+        let written = fsio::write_whole(work.dir.as_fd(), TEMP, &dump.stem.sidecar(), &dump.to_sidecar());
+        if let Err(error) = written {
+            // Undecided or half decided; the sidecar must not outlive this failure.
+            fsio::unlink(work.dir.as_fd(), &dump.stem.sidecar())?;
+            return Err(error);
+        }
+        work.decided = true;
+        finish_add(self.store.top(), work.base.as_fd(), work.dir.as_fd(), &work.stem, &place)
+            .with_context(|| format!("{} is complete but not in its place; the next run will try again", work.stem))?;
+        self.store
+            .look(&place, &dump.stem)?
+            .with_context(|| format!("{} vanished as soon as it was published", dump.stem))
+    }
+
+    /// Removes dumps. One result each, in order; what is gone already is fine.
+    pub fn remove(&self, entries: &[&Entry]) -> Vec<Result<()>> {
+        let mut places: BTreeMap<&str, Vec<(usize, &Stem)>> = BTreeMap::new();
+        for (at, entry) in entries.iter().enumerate() {
+            places.entry(&entry.place).or_default().push((at, &entry.dump.stem));
+        }
+        let mut results: Vec<Result<()>> = entries.iter().map(|_| Ok(())).collect();
+        for (place, dumps) in places {
+            let mut dropped = Vec::new();
+            for (at, stem) in dumps {
+                match self.drop_sidecar(place, stem) {
+                    Ok(()) => dropped.push((at, stem)),
+                    Err(error) => results[at] = Err(error),
+                }
+            }
+            let stems: Vec<&Stem> = dropped.iter().map(|(_, stem)| *stem).collect();
+            for ((at, _), result) in dropped.iter().zip(self.finish_remove(place, &stems)) {
+                results[*at] = result;
+            }
+        }
+        results
+    }
+
+    /// The decision to remove a dump; not flushed yet.
+    fn drop_sidecar(&self, place: &str, stem: &Stem) -> Result<()> {
+        let Some(from) = self.open(place)? else { return Ok(()) };
+        let name = stem.sidecar();
+        if fsio::stat(from.as_fd(), &name)?.is_none() {
+            return Ok(());
+        }
+        let drop = fsio::make_place(fsio::make_dir(self.bak.as_fd(), DROP)?.as_fd(), place)?;
+        fsio::move_file(from.as_fd(), drop.as_fd(), &name)?;
+        fsio::unlink(from.as_fd(), &name)
+    }
+
+    /// Opens a directory of the store; `None` if it is not there.
+    fn open(&self, place: &str) -> Result<Option<OwnedFd>> {
+        match fsio::open_place(self.store.top(), place) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Flushes the decision to remove these dumps, all of one place; then removes their files, flushes that, and last
+    /// removes the dropped sidecars. Few flushes for many dumps. What has no dropped sidecar is done.
+    fn finish_remove(&self, place: &str, stems: &[&Stem]) -> Vec<Result<()>> {
+        let mut results: Vec<Result<()>> = Vec::new();
+        let all = |error: anyhow::Error| stems.iter().map(|_| Err(anyhow!("{error:#}"))).collect();
+        let Ok(drop) = fsio::open_dir(self.bak.as_fd(), DROP) else { return stems.iter().map(|_| Ok(())).collect() };
+        let Ok(dropped) = fsio::open_place(drop.as_fd(), place) else { return stems.iter().map(|_| Ok(())).collect() };
+        // The new place first: a power cut in between never leaves a sidecar in neither.
+        let opened = fsio::sync(dropped.as_fd()).and_then(|()| self.open(place)).and_then(|dir| {
+            dir.as_ref().map_or(Ok(()), |dir| fsio::sync(dir.as_fd()))?;
+            Ok(dir)
+        });
+        let dir = match opened {
+            Ok(dir) => dir,
+            Err(error) => return all(error),
+        };
+        for stem in stems {
+            results.push(dir.as_ref().map_or(Ok(()), |dir| remove_files(dir.as_fd(), dropped.as_fd(), stem)));
+        }
+        // Else a power cut could bring files back that no sidecar names any more.
+        if let Some(Err(error)) = dir.as_ref().map(|dir| fsio::sync(dir.as_fd())) {
+            return all(error);
+        }
+        for (stem, result) in stems.iter().zip(&mut results) {
+            if result.is_ok() {
+                *result = fsio::unlink(dropped.as_fd(), &stem.sidecar());
+            }
+        }
+        if !place.is_empty() && !place.contains('/') {
+            // Empty directories of guests are ours to tidy; a directory with anything in it stays.
+            fsio::remove_empty_dir(self.store.top(), place);
+            fsio::remove_empty_dir(drop.as_fd(), place);
+        }
+        results
+    }
+
+    /// Replaces a dump's sidecar by one with other annotations. The dump itself must stay the same.
+    pub fn annotate(&self, entry: &Entry, dump: &Dump) -> Result<()> {
+        ensure!(entry.dump.same(dump), "an annotation would change the dump {}", entry.dump.id);
+        let dir = fsio::open_place(self.store.top(), &entry.place)?;
+        let name = dump.stem.sidecar();
+        ensure!(fsio::stat(dir.as_fd(), &name)?.is_some(), "{} is gone", dump.id);
+        // Written in `.bak`, under the lock, so that a crash leaves nothing beside the dumps.
+        let bytes = dump.to_sidecar();
+        fsio::write_flushed(self.bak.as_fd(), TEMP, &bytes)?;
+        rustix::io::retry_on_intr(|| rustix::fs::renameat(&self.bak, TEMP, &dir, name.as_str()))
+            .context("cannot put the sidecar in its place")?;
+        fsio::sync(dir.as_fd())
+    }
+
+    pub(super) fn recover(&self, report: &Report) -> Result<()> {
+        if let Ok(drop) = fsio::open_dir(self.bak.as_fd(), DROP) {
+            self.recover_drops(drop.as_fd(), "", report)?;
+        }
+        let Ok(base) = fsio::open_dir(self.bak.as_fd(), WORK) else { return Ok(()) };
+        for (name, _) in fsio::names(base.as_fd()).context("cannot list the work directories")? {
+            if let Err(error) = self.recover_work(base.as_fd(), &name) {
+                report.fail(&self.store.path.join(BAK).join(WORK).join(&name).display().to_string(), &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_drops(&self, dir: BorrowedFd, place: &str, report: &Report) -> Result<()> {
+        let mut stems = Vec::new();
+        for (name, kind) in fsio::names(dir).context("cannot list the dropped sidecars")? {
+            let below = if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
+            if let Some(stem) = Stem::of_sidecar(&name) {
+                stems.push(stem);
+            } else if kind != FileType::RegularFile
+                && let Ok(sub) = fsio::open_dir(dir, &name)
+            {
+                self.recover_drops(sub.as_fd(), &below, report)?;
+            }
+        }
+        let refs: Vec<&Stem> = stems.iter().collect();
+        for (stem, result) in stems.iter().zip(self.finish_remove(place, &refs)) {
+            if let Err(error) = result {
+                report.fail(
+                    &self.store.path.join(BAK).join(DROP).join(place).join(stem.sidecar()).display().to_string(),
+                    &error,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_work(&self, base: BorrowedFd, name: &str) -> Result<()> {
+        let dir = match fsio::open_dir(base, name) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error).context("cannot open a work directory"),
+        };
+        // Holding the lock, if it has one yet, keeps whoever is still at work there out of our way, and us out of theirs.
+        let mut _lock = None;
+        if fsio::stat(dir.as_fd(), WORK_LOCK)?.is_some() {
+            _lock = Lock::try_take(dir.as_fd(), WORK_LOCK, Hold::Exclusive)?;
+            if _lock.is_none() {
+                return Ok(());
+            }
+        }
+        let decided = match Stem::new(name) {
+            Ok(stem) if fsio::stat(dir.as_fd(), &stem.sidecar())?.is_some() => Some(stem),
+            _ => None,
+        };
+        let Some(stem) = decided else { return discard(base, name) };
+        let place = holder(dir.as_fd(), WORK_LOCK).and_then(|h| h.place);
+        let place =
+            place.context("a finished dump does not say where it goes; move its files to their place by hand")?;
+        finish_add(self.store.top(), base, dir.as_fd(), &stem, &place)
+    }
+}
+
+/// Removes the files of a dropped sidecar's dump.
+fn remove_files(dir: BorrowedFd, dropped: BorrowedFd, stem: &Stem) -> Result<()> {
+    let name = stem.sidecar();
+    let Some(text) = fsio::read_file(dropped, &name, SIDECAR_MAX)? else { return Ok(()) };
+    let dump = Dump::from_sidecar(stem, &text).context("cannot read the dropped sidecar")?;
+    match (fsio::stat(dir, &name)?, fsio::stat(dropped, &name)?) {
+        // Where moving means linking and unlinking, a crash in between leaves both.
+        (Some(here), Some(gone)) if (here.st_dev, here.st_ino) == (gone.st_dev, gone.st_ino) => {
+            fsio::unlink(dir, &name)?;
+            fsio::sync(dir)?;
+        }
+        (Some(_), _) => bail!("{stem} was dropped and is there again; remove one of its two sidecars"),
+        (None, _) => {}
+    }
+    for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(dir, &dump)?) {
+        fsio::unlink(dir, &name)?;
+    }
+    Ok(())
+}
+
+/// Moves a decided dump to its place: files, flush, sidecar, flush; then the work directory goes. Idempotent.
+fn finish_add(top: BorrowedFd, base: BorrowedFd, work: BorrowedFd, stem: &Stem, place: &str) -> Result<()> {
+    let Some(text) = fsio::read_file(work, &stem.sidecar(), SIDECAR_MAX)? else { bail!("the sidecar has vanished") };
+    let dump = Dump::from_sidecar(stem, &text)?;
+    let target = fsio::make_place(top, place)?;
+    for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(work, &dump)?) {
+        fsio::move_file(work, target.as_fd(), &name)?;
+    }
+    if let Some(why) = incomplete(target.as_fd(), &dump)? {
+        bail!("{why}");
+    }
+    fsio::sync(target.as_fd())?;
+    fsio::move_file(work, target.as_fd(), &stem.sidecar())?;
+    fsio::sync(target.as_fd())?;
+    discard(base, stem.as_str())
+}
+
+/// Removes a work directory: its sidecar first, its lock last, so that whoever comes in between sees what it is.
+fn discard(base: BorrowedFd, name: &str) -> Result<()> {
+    let dir = match fsio::open_dir(base, name) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).context("cannot open a work directory"),
+    };
+    if let Ok(stem) = Stem::new(name) {
+        fsio::unlink(dir.as_fd(), &stem.sidecar())?;
+    }
+    empty(dir.as_fd(), &[WORK_LOCK], 0)?;
+    fsio::unlink(dir.as_fd(), WORK_LOCK)?;
+    match rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).context("cannot remove a work directory"),
+    }
+}
+
+fn empty(dir: BorrowedFd, keep: &[&str], depth: usize) -> Result<()> {
+    ensure!(depth <= DEPTH_MAX, "directories are nested too deeply");
+    // Names that are no UTF-8 count here, unlike anywhere else.
+    for entry in rustix::fs::Dir::read_from(dir).context("cannot list a work directory")? {
+        let entry = entry.context("cannot list a work directory")?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") || keep.iter().any(|kept| kept.as_bytes() == name.to_bytes()) {
+            continue;
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let sub = rustix::fs::openat(
+                    dir,
+                    name,
+                    rustix::fs::OFlags::RDONLY
+                        | rustix::fs::OFlags::DIRECTORY
+                        | rustix::fs::OFlags::NOFOLLOW
+                        | rustix::fs::OFlags::CLOEXEC,
+                    rustix::fs::Mode::empty(),
+                );
+                empty(sub.context("cannot open a directory")?.as_fd(), &[], depth + 1)?;
+                rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).context("cannot remove a directory")?;
+            }
+            Err(error) => return Err(error).context("cannot remove a file of an unfinished dump"),
+        }
+    }
+    Ok(())
+}
+
+impl Work {
+    /// Where programs put the dump's files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn stem(&self) -> &Stem {
+        &self.stem
+    }
+
+    /// The work directory's lock, for the programs that work there to hold.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// Opens one of the files made here, by name.
+    pub fn open_file(&self, name: &str) -> Result<File> {
+        fsio::open_file(self.dir.as_fd(), name)?.with_context(|| format!("{} was not made", printable(name)))
+    }
+
+    /// Hard-links all files and companions of `entry`, a dump of another store on the same file system, and makes sure
+    /// that what was linked is what its sidecar says: it may have been replaced since it was read.
+    pub fn link(&self, from: &Store, entry: &Entry) -> Result<()> {
+        let source = fsio::open_place(from.top(), &entry.place)?;
+        for name in from.names(entry)? {
+            match rustix::fs::linkat(&source, name.as_str(), &self.dir, name.as_str(), AtFlags::empty()) {
+                Ok(()) => {}
+                // NFS may say so of a link that it has just made itself; the check below tells.
+                Err(Errno::EXIST) => {}
+                Err(Errno::XDEV) => {
+                    return Err(Kind::Refused.says(format!(
+                        "{name} lies on another file system than {}: hard links cannot be made",
+                        self.path.display()
+                    )));
+                }
+                Err(Errno::NOENT) => bail!("its file {name} is missing"),
+                Err(Errno::MLINK) => bail!("{name} has as many hard links as the file system allows"),
+                Err(Errno::PERM) => {
+                    bail!("cannot link {name}: not permitted (is it another user's? see fs.protected_hardlinks)")
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot link {name}")),
+            }
+        }
+        match incomplete(self.dir.as_fd(), &entry.dump)? {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if !self.decided {
+            // What cannot be removed now, recovery removes later.
+            let _ = discard(self.base.as_fd(), self.stem.as_str());
+        }
+    }
+}
