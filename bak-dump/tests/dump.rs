@@ -259,6 +259,7 @@ fn those_whose_last_dump_is_oldest_go_first() {
     kit.dump("d", "2026-02-01T00:00:00Z", 9);
     let ran = dump(&kit, &["--all", "-n"]).clean();
     assert_eq!(ran.column("vm"), ["c", "b", "d", "a"]);
+    assert!(!kit.store().join(".bak").exists(), "a dry run changes nothing");
     assert_eq!(ran.records()[1]["last_dump"], "2026-01-01T00:00:00Z");
     assert_eq!(sound(&kit.store()).len(), 3);
     assert_eq!(dump(&kit, &["--all"]).clean().column("vm"), ["c", "b", "d", "a"]);
