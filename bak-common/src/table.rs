@@ -12,6 +12,10 @@ pub fn table(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = 
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
+    // A terminal that does not know its width says 0.
+    if table.width().is_some_and(|width| width < 40) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);

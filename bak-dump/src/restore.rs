@@ -248,7 +248,11 @@ fn restore(
 
 /// Has the driver that made the dump bring it back.
 fn by_driver(session: &Session, order: &Order) -> Result<Vec<String>> {
-    driver::find(&order.dump.driver, &session.config)?.restore(order)
+    let name = &order.dump.driver;
+    let driver = driver::find(name, &session.config).map_err(|error| {
+        anyhow!("it was made by the driver `{}`, which cannot be used here: {error:#}", printable(name))
+    })?;
+    driver.restore(order)
 }
 
 /// Compares every file with the dump's record, whole.
