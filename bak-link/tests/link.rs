@@ -246,7 +246,10 @@ fn limits_are_read_from_the_ledger_in_the_calendar_of_the_zone() {
     assert_eq!(left(&["--limit", "1500/week", "--tz", "UTC"]), decided("linked", 0));
     assert_eq!(left(&["--limit", "1499/week", "--limit", "10K", "--tz", "UTC"]), decided("over limit", 399));
     assert_eq!(left(&["--limit", "none"]), ("linked".to_owned(), None));
+    // What a crash cut off is survived; what is damaged is said.
     kit.write("store/.outbox-box/.bak/ledger/n2.jsonl", "{\"type\":\"att");
+    kit.link(&["-n"]).clean();
+    kit.write("store/.outbox-box/.bak/ledger/n3.jsonl", "{\"type\":\"attempt\"}\n");
     kit.link(&[]).expect(1).says("bak-link: ledger: cannot read ");
     assert_eq!(kit.pending().len(), 1);
 }

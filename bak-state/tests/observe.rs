@@ -29,7 +29,7 @@ fn statedb(kit: &Kit) -> String {
 }
 
 fn db(kit: &Kit) -> Db {
-    Db::open(&kit.path("db"), Duration::ZERO).unwrap()
+    Db::open(&kit.path("db"), Duration::from_secs(10)).unwrap()
 }
 
 fn record(vm: &str, fingerprint: &str) -> Guest {

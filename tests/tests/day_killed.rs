@@ -100,6 +100,7 @@ fn random(state: &mut u64, end: u64) -> u64 {
     (*state >> 33) % end
 }
 
+/// Plays days until a tool was killed in as many of them as `rounds` says.
 fn killed(ssh: bool, rounds: u64, mut seed: u64) {
     let sshd_kit = Kit::new();
     let sshd = ssh.then(|| Sshd::start(&sshd_kit.path("sshd")));
@@ -107,8 +108,10 @@ fn killed(ssh: bool, rounds: u64, mut seed: u64) {
     let mut calm = Day::new(sshd.as_ref(), 0);
     assert!(calm.start().wait().unwrap().success(), "{}", calm.errors());
     let length = begun.elapsed().as_millis() as u64;
-    let mut kills = 0;
-    for round in 0..rounds {
+    let (mut kills, mut round) = (0, 0);
+    while kills < rounds {
+        round += 1;
+        assert!(round < 5 * rounds, "most days end before anything is killed");
         let mut day = Day::new(sshd.as_ref(), round);
         let mut child = day.start();
         let moment = random(&mut seed, length);
@@ -122,7 +125,7 @@ fn killed(ssh: bool, rounds: u64, mut seed: u64) {
         if let Some(pid) = victim {
             let point = format!("round {round}, ssh {ssh}: killed after {moment} ms");
             let killed = day.kit.sh(&format!("kill -9 {pid}"));
-            kills += u32::from(killed.status == 0);
+            kills += u64::from(killed.status == 0);
             child.wait().unwrap();
             day.right(&point);
             let ended = day.start().wait().unwrap();
@@ -145,7 +148,7 @@ fn killed(ssh: bool, rounds: u64, mut seed: u64) {
         }
         child.wait().unwrap();
     }
-    assert!(kills * 2 > rounds as u32, "only {kills} of {rounds} rounds killed anything");
+    println!("{kills} kills in {round} days");
 }
 
 #[test]
