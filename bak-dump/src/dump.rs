@@ -40,8 +40,9 @@ struct Cli {
     options: Options,
     #[command(flatten)]
     picks: Picks,
-    #[command(flatten)]
-    places: Places,
+    /// The store of dumps
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    store: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -124,7 +125,8 @@ pub fn run() -> Result<u8> {
     }
     let wanted = choose::Wanted::new(&cli.picks, &cli.guests)?;
     let driver = cli.driver.driver(&mut session.config)?;
-    let store = Store::open(&cli.places.store(&session.config)?)?;
+    let places = Places { store: cli.store.clone(), ..Places::default() };
+    let store = Store::open(&places.store(&session.config)?)?;
     let claims = Claims::new(cli.options.db.clone().or_else(|| session.config.db.clone()), session.wait)?;
     let input = if wanted.stdin { jsonl::read_all(&session.report, session.dry_run)? } else { Vec::new() };
     let plan = cli.options.plan(&session.config, session.dry_run);

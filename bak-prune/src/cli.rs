@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use crate::apply::{self, Order, Place, Request};
 
 const AFTER: &str = "\
-The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They
-come from the configuration, or all of them from the command line if it names one. Without any rule everything is kept.
+The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They \
+come from the configuration, or all of them from the command line if it names one. Without any rule everything is kept. \
 A rule of 0 is off. What a guest is called and which tags it has, its newest good dump says.
 
-Never removed: the last good dump of a guest, protected dumps, dumps dated more than an hour into the future. Only good
-dumps count. One that is not is kept for a look until it is older than everything that the rules keep; a sidecar of
+Never removed: the last good dump of a guest, protected dumps, dumps dated more than an hour into the future. Only good \
+dumps count. One that is not is kept for a look until it is older than everything that the rules keep; a sidecar of \
 which all files are gone is removed. A dump that expires is kept until then and removed after; it does not count.
 
 Examples:

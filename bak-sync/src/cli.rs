@@ -20,15 +20,20 @@ Examples:
       once: gives the far side its identity
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box
       one pass: everything that bak-link put into this outbox
-  bak-link --store /var/bak --dest box=backup@box:/srv/bak --limit 10G | bak-sync --store /var/bak --dest box=backup@box:/srv/bak -
-      what was linked now, and what was pending, over ssh
+  bak-link | bak-sync -
+      with a configuration: what was linked now, and what was pending, to every destination
 
-A dump counts as sent when its data, then its sidecar, have arrived and been flushed, and a listing shows all of it. What
-fails stays pending and goes last next time; the others go on. Nothing over there is ever deleted, and nothing is sent to
-a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every attempt.
+A dump counts as sent when its data, then its sidecar, have arrived and been flushed, and a listing shows all of it. \
+What fails stays pending and goes last next time; the others go on. Nothing over there is ever overwritten or deleted, and \
+nothing is sent to a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every \
+attempt.
 
-Exit status: 0 done; 1 some dumps failed and stay pending; 2 usage or configuration; 3 another pass is running; 4 the far
-side is not the one that --init was run on.";
+Exit status:
+  0  done
+  1  some dumps failed and stay pending, or the far side could not be reached
+  2  usage, configuration or unreadable input
+  3  another pass is running
+  4  the far side is not the one that --init was run on";
 
 /// Carry an outbox of dumps to off-site storage with rsync.
 #[derive(Parser, Debug)]

@@ -1,0 +1,104 @@
+//! Every example in a `--help` is run, in a place where the paths it names exist; and every help tells the exit statuses.
+
+use bak_tests::sshd::Sshd;
+use bak_tests::{Kit, noise, put_dump};
+use serde_json::json;
+use std::fs;
+
+const TOOLS: [&str; 8] =
+    ["bak-guests", "bak-state", "bak-dump", "bak-link", "bak-sync", "bak-list", "bak-restore", "bak-prune"];
+
+/// What stands in the examples, and what it is here.
+fn here(kit: &Kit, sshd: &Sshd, example: &str) -> String {
+    let root = kit.path("root").display().to_string();
+    let far = format!("127.0.0.1:{root}/srv/bak");
+    let mut line = example.replace("backup@box:/srv/bak", &far);
+    for top in ["/var/", "/srv/", "/mnt/", "/nas/"] {
+        line = line
+            .replace(&format!(" {top}"), &format!(" {root}{top}"))
+            .replace(&format!("={top}"), &format!("={root}{top}"));
+        line = line.replace(&format!(" '{top}"), &format!(" '{root}{top}"));
+    }
+    // What the reader has in /etc/bak/bak.toml stands in a file here.
+    let with_config = |part: &str| {
+        let part = part.trim();
+        let ssh = if part.contains(&far) && !part.starts_with("bak-link") {
+            format!(" --ssh '{}'", sshd.command())
+        } else {
+            String::new()
+        };
+        if part.starts_with("bak-") {
+            format!("{part} --config bak.toml --now 2026-11-20T12:00:00Z{ssh}")
+        } else {
+            part.to_owned()
+        }
+    };
+    line.split(" | ").map(with_config).collect::<Vec<_>>().join(" | ")
+}
+
+fn scene() -> (Kit, Sshd) {
+    let kit = Kit::new();
+    let sshd = Sshd::start(&kit.path("sshd"));
+    let root = kit.path("root");
+    for (i, image) in ["var/lib/libvirt/images/web.raw", "srv/vm/web1.qcow2"].iter().enumerate() {
+        let path = kit.write(&format!("root/{image}"), noise(i as u64, 1 << 20));
+        if image.ends_with("qcow2") {
+            fs::remove_file(&path).unwrap();
+            kit.sh(&format!("qemu-img create -q -f qcow2 '{}' 4M", path.display())).clean();
+        }
+    }
+    for store in ["var/lib/vz/dump", "var/backups/vm", "srv/dumps", "mnt/box", "srv/bak", "nas/dumps"] {
+        for day in ["2026-11-18", "2026-11-19", "2026-11-20"] {
+            put_dump(&root.join(store), "web", &format!("{day}T01:00:00Z"), 1000, json!({"name": "web"}));
+            put_dump(&root.join(store), "web", &format!("{day}T01:00:02Z"), 1000, json!({"name": "web"}));
+            put_dump(&root.join(store), "web", &format!("{day}T03:00:00Z"), 1000, json!({"name": "web"}));
+            put_dump(&root.join(store), "db-1", &format!("{day}T01:00:02Z"), 1000, json!({}));
+        }
+    }
+    for dir in ["var/bak", "var/tmp", "srv/images"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    let words: Vec<String> = sshd.command().split(' ').map(|word| format!("{word:?}")).collect();
+    let config = format!(
+        "store = \"{0}/srv/dumps\"\ndb = \"{0}/var/bak/db\"\nkeep = {{ last = 3 }}\nreserve = \"1M\"\n[image]\nimages = [\"{0}/var/lib/libvirt/images\"]\n\
+         [[dest]]\nname = \"box\"\nurl = \"127.0.0.1:{0}/srv/bak\"\nssh = [{1}]\n[[image.guest]]\nvm = \"db-1\"\ntags = [\"prod\"]\ndisks = [\"{0}/srv/vm/web1.qcow2\"]\n",
+        root.display(),
+        words.join(", ")
+    );
+    kit.write("bak.toml", config);
+    kit.sh("bak-sync --config bak.toml --init").clean();
+    for db in ["", "--db root/var/lib/bak", "--db root/nas/bak"] {
+        kit.sh(&format!("bak-guests --config bak.toml | bak-state observe - --config bak.toml {db}")).clean();
+    }
+    (kit, sshd)
+}
+
+#[test]
+fn every_example_works() {
+    let mut run = 0;
+    for tool in TOOLS {
+        let (kit, sshd) = scene();
+        let mut helps = vec![kit.run(tool, ["--help"]).clean().out];
+        if tool == "bak-state" {
+            helps.extend(
+                ["observe", "get", "set", "list", "forget"]
+                    .map(|command| kit.run(tool, [command, "--help"]).clean().out),
+            );
+        }
+        assert!(helps.iter().any(|help| help.contains("Exit status")), "{tool} --help does not tell its exit statuses");
+        let mut own = 0;
+        for help in helps {
+            for line in help.lines().filter(|line| line.starts_with("  bak-")) {
+                // An explanation may follow in another column.
+                let example = line.trim().split("   ").next().unwrap();
+                let line = here(&kit, &sshd, example);
+                let ran = kit.sh(&line);
+                assert_eq!(ran.status, 0, "{tool}: {example}\n{line}\n{}", ran.err);
+                own += 1;
+            }
+        }
+        assert!(own > 0, "{tool} --help has no example");
+        run += own;
+    }
+    println!("{run} examples");
+}
