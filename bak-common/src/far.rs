@@ -4,13 +4,14 @@
 //! argument, a pattern or a word of a shell.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::command::{Event, Finished, Program};
@@ -19,6 +20,7 @@ use crate::name::printable;
 use crate::store::Listing;
 
 mod listing;
+mod mounted;
 mod url;
 
 pub use listing::{FarFile, FarKind};
@@ -43,10 +45,10 @@ pub struct Far {
     scratch_dir: fs::File,
     ssh: Vec<OsString>,
     master: Option<Child>,
-    runs: Cell<u64>,
-    fsync: Cell<bool>,
+    runs: AtomicU64,
+    fsync: AtomicBool,
     /// What all runs so far have cost, and the counts of the one that runs.
-    wire: Cell<Wire>,
+    wire: Mutex<Wire>,
 }
 
 /// How one rsync went.
@@ -111,9 +113,9 @@ impl Far {
             scratch_dir: fs::File::open(scratch).context("cannot open a temporary directory")?,
             ssh: Vec::new(),
             master: None,
-            runs: Cell::new(0),
-            fsync: Cell::new(true),
-            wire: Cell::default(),
+            runs: AtomicU64::new(0),
+            fsync: AtomicBool::new(true),
+            wire: Mutex::default(),
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
         if let Url::Ssh { host, .. } = far.url.clone() {
@@ -174,7 +176,7 @@ impl Far {
 
     /// What has crossed the line since the last call.
     pub fn take_wire(&self) -> Wire {
-        self.wire.take()
+        std::mem::take(&mut self.wire.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The directory `below` over there, as rsync wants it.
@@ -195,8 +197,7 @@ impl Far {
     }
 
     fn scratch_file(&self, kind: &str) -> PathBuf {
-        self.runs.set(self.runs.get() + 1);
-        self.scratch.join(format!("{kind}.{}", self.runs.get()))
+        self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
     }
 
     /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one.
@@ -245,7 +246,9 @@ impl Far {
             watch(if remote { meter::read(&counts) } else { local })
         });
         let wire = if remote { meter::read(&counts) } else { local };
-        self.wire.set(self.wire.get() + wire);
+        let mut sum = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        *sum = *sum + wire;
+        drop(sum);
         let _ = fs::remove_file(&list);
         let _ = fs::remove_file(&counts);
         let mut finished = finished?;
@@ -268,14 +271,14 @@ impl Far {
         loop {
             let mut all = vec!["-t", "--chmod=Dgo=,Fgo=", "--info=progress2"];
             all.extend(options);
-            if self.fsync.get() {
+            if self.fsync.load(Relaxed) {
                 all.push("--fsync");
             }
             let ran = self.rsync(&all, files, [source.clone(), self.place(below)], lock, watch)?;
             let unknown = !ran.finished.status.success() && ran.finished.stderr.contains("--fsync: unknown option");
-            if self.fsync.get() && unknown {
+            if self.fsync.load(Relaxed) && unknown {
                 // An rsync older than 3.2.4 over there: its kernel flushes within half a minute.
-                self.fsync.set(false);
+                self.fsync.store(false, Relaxed);
                 continue;
             }
             return Ok(ran);
@@ -284,6 +287,9 @@ impl Far {
 
     /// Fetches one small file.
     pub fn fetch(&self, name: &str) -> Result<Fetched> {
+        if let Url::Path(top) = &self.url {
+            return mounted::fetch(top, name);
+        }
         let to = self.scratch_file("fetched");
         fs::create_dir(&to).context("cannot make a temporary directory")?;
         let options = ["--max-size=16M"];
@@ -311,6 +317,9 @@ impl Far {
     /// Lists these names and what lies below them; one that is not there lists as nothing. An error if the
     /// listing is not whole.
     pub fn list(&self, names: &[String]) -> Result<Vec<FarFile>> {
+        if let Url::Path(top) = &self.url {
+            return mounted::list(top, names).context("cannot list the far side");
+        }
         let options = ["--list-only", "-r", "--ignore-missing-args"];
         let places = [self.place(""), self.scratch.join("empty").into_os_string()];
         let ran = self.rsync(&options, names, places, None, &mut |_| Ok(()))?;

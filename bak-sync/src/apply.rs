@@ -214,10 +214,16 @@ type Looked = (Vec<Dump>, Vec<FarFile>, String);
 
 /// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
 fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, waiting: &[Entry]) -> Result<Looked> {
-    identity::check(far, expected)?;
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
-    let listing = far.list(&places.into_iter().collect::<Vec<_>>())?;
+    let places: Vec<String> = places.into_iter().collect();
+    // Both only look; at the same time, as each costs a round trip.
+    let (checked, listing) = std::thread::scope(|scope| {
+        let listing = scope.spawn(|| far.list(&places));
+        (identity::check(far, expected), listing.join())
+    });
+    checked?;
+    let listing = listing.unwrap_or_else(|_| Err(anyhow!("cannot list the far side")))?;
     Ok((outbox.history()?.dumps, listing, basis))
 }
 

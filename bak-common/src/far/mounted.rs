@@ -1,0 +1,68 @@
+//! Looking at a far side that is mounted here: no rsync is needed for that.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::{FarFile, FarKind, Fetched};
+use crate::calendar::Time;
+use crate::name::printable;
+
+const SMALL: u64 = 16 << 20;
+
+/// One small file of the directory `top`.
+pub fn fetch(top: &Path, name: &str) -> Result<Fetched> {
+    let path = top.join(name);
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = match fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Fetched::Missing),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+    };
+    ensure!(file.metadata().is_ok_and(|meta| meta.is_file()), "{} is not a regular file", path.display());
+    let mut bytes = Vec::new();
+    file.take(SMALL + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(bytes.len() as u64 <= SMALL, "{} is larger than 16 MiB", path.display());
+    Ok(Fetched::Here(bytes))
+}
+
+/// These names and what lies below them, as rsync would list it.
+pub fn list(top: &Path, names: &[String]) -> Result<Vec<FarFile>> {
+    let mut found = Vec::new();
+    for name in names {
+        walk(top, name, &mut found, 0)?;
+    }
+    Ok(found)
+}
+
+fn walk(top: &Path, name: &str, found: &mut Vec<FarFile>, depth: u32) -> Result<()> {
+    if depth > 32 {
+        bail!("directories are nested too deeply in {}", printable(name));
+    }
+    let path = top.join(name);
+    let meta = match fs::symlink_metadata(&path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    let kind = match meta.file_type() {
+        kind if kind.is_file() => FarKind::File,
+        kind if kind.is_dir() => FarKind::Dir,
+        _ => FarKind::Other,
+    };
+    let modified =
+        Time::from_unix(meta.mtime()).with_context(|| format!("{} has an impossible date", path.display()))?;
+    found.push(FarFile { name: name.to_owned(), bytes: meta.len(), modified, kind });
+    if kind == FarKind::Dir {
+        for entry in fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))? {
+            let entry = entry.with_context(|| format!("cannot list {}", path.display()))?.file_name();
+            // What is no UTF-8 is nothing of ours.
+            if let Some(entry) = entry.to_str() {
+                walk(top, &format!("{name}/{entry}"), found, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
+}
