@@ -4,9 +4,9 @@
 //! sidecar, flushed; a listing that shows all of it; the history here; and only then the links go. A crash after any step
 //! is finished by the next pass: what lacks a sidecar is sent on, what has one is looked at and counted.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Far, FarFile, Fetched, Ran, Url};
+use bak_common::far::{Far, FarFile, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
@@ -17,16 +17,12 @@ use bak_common::store::{BAK, Entry};
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::carry::Trouble;
 use crate::identity;
-use crate::plan::{self, There};
-use crate::progress::Bar;
-
-/// A running attempt is noted in the ledger this often, so that a crash forgets at most so much.
-const NOTED_EVERY: u64 = 64 << 20;
+use crate::plan;
 
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
 const LINE_FAILURES: u32 = 2;
@@ -82,37 +78,21 @@ pub fn url(dest: &Destination) -> Result<Url> {
     })?)
 }
 
-/// Why a dump was not sent, and whether the line is to blame.
-struct Trouble {
-    error: anyhow::Error,
-    line_down: bool,
-}
-
-impl From<anyhow::Error> for Trouble {
-    fn from(error: anyhow::Error) -> Self {
-        Self { error, line_down: false }
-    }
-}
-
-/// Whether rsync did what it should; else the trouble it met.
-fn went_well(ran: &Ran) -> Result<(), Trouble> {
-    ran.check().map_err(|error| Trouble { error, line_down: ran.line_down() })
-}
-
-struct Pass<'a> {
-    session: &'a Session,
-    dest: &'a Destination,
-    options: &'a Options,
-    outbox: &'a Outbox,
-    far: &'a Far,
-    scratch: &'a Scratch,
-    lock: &'a Lock,
-    ledger: ledger::Writer,
-    history: Vec<Dump>,
-    listing: Vec<FarFile>,
+/// What a running pass works with.
+pub struct Pass<'a> {
+    pub session: &'a Session,
+    pub dest: &'a Destination,
+    pub options: &'a Options,
+    pub outbox: &'a Outbox,
+    pub far: &'a Far,
+    pub scratch: &'a Scratch,
+    pub lock: &'a Lock,
+    pub ledger: ledger::Writer,
+    pub history: Vec<Dump>,
+    pub listing: Vec<FarFile>,
     /// A directory over there for hard links to what deltas are made against; this outbox's own.
-    basis: String,
-    id: String,
+    pub basis: String,
+    pub id: String,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
@@ -234,7 +214,8 @@ fn fold(path: &Path) -> u32 {
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-fn attempt(
+/// A line of the ledger.
+pub fn attempt(
     session: &Session,
     dest: &Destination,
     id: &str,
@@ -346,124 +327,6 @@ impl Pass<'_> {
         Ok(arrived)
     }
 
-    /// Data, then sidecar, then a listing that shows all of it.
-    fn carry(&mut self, dump: &Dump, id: &str, begun: Instant) -> Result<(), Trouble> {
-        let place = Outbox::place(&dump.vm);
-        let sidecar = dump.bare().to_sidecar();
-        match plan::there(dump, &place, &self.listing) {
-            There::Sidecar => return Ok(self.recognise(dump, &place)?),
-            There::InTheWay => {
-                return Err(anyhow!("{place} over there is not a directory: nothing is overwritten").into());
-            }
-            There::Unfinished => {}
-        }
-        let seeded = self.seed(dump, &place);
-        let sent = self.data(dump, &place, !seeded.is_empty(), id, begun);
-        for (old, new) in &seeded {
-            // What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
-            if let Err(error) = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check()) {
-                self.session
-                    .report
-                    .warn(dump.id.as_str(), &format!("cannot remove {}/{new} over there: {error:#}", self.basis));
-            }
-        }
-        sent?;
-        let dir = self.scratch.path().join("sidecar");
-        let path = dir.join(&place);
-        fs::create_dir_all(&path).context("cannot make a temporary directory")?;
-        fs::write(path.join(dump.stem.sidecar()), &sidecar).context("cannot write a temporary file")?;
-        went_well(&self.far.send(
-            &dir,
-            "",
-            &[format!("{place}/{}", dump.stem.sidecar())],
-            &[],
-            Some(self.lock),
-            &mut |_| Ok(()),
-        )?)?;
-        let listing = self.far.list(std::slice::from_ref(&place))?;
-        let missing = plan::missing(dump, &place, sidecar.len(), &listing);
-        self.listing.retain(|file| file.name != place && !file.name.starts_with(&format!("{place}/")));
-        self.listing.extend(listing);
-        match missing {
-            Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
-            None => Ok(()),
-        }
-    }
-
-    /// A sidecar is there already. If it is this dump's, and all its files are there, the dump has arrived; else it is an
-    /// error, as nothing over there is ever overwritten.
-    fn recognise(&self, dump: &Dump, place: &str) -> Result<()> {
-        let name = format!("{place}/{}", dump.stem.sidecar());
-        let Fetched::Here(text) = self.far.fetch(&name)? else { bail!("its sidecar over there has vanished") };
-        let there = Dump::from_sidecar(&dump.stem, &text).context("cannot read its sidecar over there")?;
-        if !there.same(dump) {
-            bail!("another dump is there under its name: nothing is overwritten");
-        }
-        match plan::missing(dump, place, text.len(), &self.listing) {
-            Some(why) => {
-                bail!("its sidecar is over there, but {why}: remove that sidecar there, and it will be sent again")
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Makes this guest's previous dump over there the basis of this one, where there is one. Returns what was made; a
-    /// basis that cannot be made only makes the transfer dearer.
-    fn seed(&self, dump: &Dump, place: &str) -> Vec<(FarFile, String)> {
-        if !self.far.is_remote() {
-            return Vec::new();
-        }
-        let mut seeded = Vec::new();
-        for file in &dump.files {
-            let Some(old) = plan::basis(dump, file, place, &self.history, &self.listing) else { continue };
-            let new = format!("{place}/{}", file.name);
-            match self.far.seed_basis(&self.basis, old, &new).and_then(|ran| ran.check()) {
-                Ok(()) => seeded.push((old.clone(), new)),
-                Err(error) => self.session.report.warn(dump.id.as_str(), &format!("goes without a basis: {error:#}")),
-            }
-        }
-        seeded
-    }
-
-    fn data(&mut self, dump: &Dump, place: &str, delta: bool, id: &str, begun: Instant) -> Result<(), Trouble> {
-        let entry = self.outbox.store.look(place, &dump.stem)?.context("it is no longer in the outbox")?;
-        let names = self.outbox.store.names(&entry)?;
-        let files: Vec<String> = names.iter().map(|name| format!("{place}/{name}")).collect();
-        let dir = self.outbox.store.path().join(place);
-        let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
-        let (block, rate) = (
-            format!("--block-size={}", plan::block_size(largest)),
-            self.options.bwlimit.map(|rate| format!("--bwlimit={}", (rate / 1024).max(1))),
-        );
-        let compare = format!("--compare-dest={}", self.basis);
-        let mut options = vec!["--partial-dir=.part"];
-        if self.far.is_remote() {
-            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()]);
-        } else {
-            options.push("--whole-file");
-        }
-        if delta {
-            options.push(&compare);
-        }
-        if holes(&dir, dump) {
-            options.push("--sparse");
-        }
-        options.extend(rate.as_deref());
-        let bar = Bar::new(self.session, dump);
-        let mut noted = 0;
-        let (session, dest, ledger) = (self.session, self.dest, &mut self.ledger);
-        let ran = self.far.send(self.outbox.store.path(), "", &files, &options, Some(self.lock), &mut |wire| {
-            bar.at(wire);
-            let so_far = wire.out + wire.into;
-            if so_far >= noted + NOTED_EVERY {
-                noted = so_far;
-                ledger.append(&Line::Attempt(attempt(session, dest, id, Some(dump), wire, begun, "running")))?;
-            }
-            Ok(())
-        })?;
-        went_well(&ran)
-    }
-
     /// What all attempts at this dump have cost, from the ledger.
     fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
         let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
@@ -489,11 +352,4 @@ impl Pass<'_> {
             .collect::<Result<()>>()
             .context("has arrived, but cannot be taken out of the outbox")
     }
-}
-
-/// Whether a file of the dump has holes, which rsync must be told to keep.
-fn holes(dir: &Path, dump: &Dump) -> bool {
-    dump.files
-        .iter()
-        .any(|file| fs::symlink_metadata(dir.join(&file.name)).is_ok_and(|meta| meta.blocks() * 512 < meta.len()))
 }

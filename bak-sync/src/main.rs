@@ -1,6 +1,7 @@
-//! Carries an outbox to its destination. `plan` says in which order, `apply` does it.
+//! Carries an outbox to its destination. `plan` says in which order, `apply` runs the pass, `carry` sends one dump.
 
 mod apply;
+mod carry;
 mod cli;
 mod identity;
 mod plan;

@@ -1,0 +1,58 @@
+//! How an rsync ended, in words.
+
+use anyhow::{Result, anyhow};
+
+use crate::command::Finished;
+use crate::meter::Wire;
+
+/// How one rsync went.
+#[derive(Debug)]
+pub struct Ran {
+    pub finished: Finished,
+    pub wire: Wire,
+}
+
+/// What rsync's exit status means.
+pub fn words(code: Option<i32>) -> &'static str {
+    match code {
+        Some(1) => "rsync does not know an option: is it older than 3.1 over there?",
+        Some(3) => "files could not be chosen",
+        Some(5) => "the rsync over there could not start",
+        Some(10 | 12) => "the connection broke",
+        Some(11) => "a file could not be written or read (is the disk full over there?)",
+        Some(20) => "it was interrupted",
+        Some(22) => "out of memory",
+        Some(23) => "some files could not be transferred",
+        Some(24) => "files vanished while they were sent",
+        Some(30 | 35) => "the far side did not answer in time",
+        Some(127) => "rsync is not installed over there",
+        Some(255) => "ssh could not connect",
+        _ => "rsync failed",
+    }
+}
+
+impl Ran {
+    /// Whether the line, and not this file, is the trouble.
+    pub fn line_down(&self) -> bool {
+        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
+    }
+
+    pub fn check(&self) -> Result<()> {
+        if self.finished.status.success() { Ok(()) } else { Err(self.error()) }
+    }
+
+    pub fn error(&self) -> anyhow::Error {
+        let code = self.finished.status.code();
+        let status = code.map_or_else(|| "killed".to_owned(), |code| code.to_string());
+        // rsync's own last line repeats its status; what matters stands before.
+        let said: Vec<&str> = self
+            .finished
+            .stderr
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
+            .collect();
+        let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
+        anyhow!("{} (rsync {status}){said}", words(code))
+    }
+}
