@@ -64,6 +64,7 @@ pub struct Keep {
 #[serde(deny_unknown_fields, default)]
 pub struct Image {
     /// Directories or patterns; each image in them is a guest.
+    #[serde(deserialize_with = "one_or_many")]
     pub images: Vec<String>,
     /// `qcow2`, `qcow2-plain` or `raw`.
     pub format: Option<String>,
@@ -83,10 +84,17 @@ pub struct ImageGuest {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a text, or a list of texts")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
+}
+
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    })
 }
 
 /// An off-site place.
@@ -122,10 +130,15 @@ impl Dest {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
+    #[serde(deserialize_with = "one_or_many")]
     r#match: Vec<String>,
+    #[serde(deserialize_with = "one_or_many")]
     tag: Vec<String>,
+    #[serde(deserialize_with = "one_or_many")]
     pool: Vec<String>,
+    #[serde(deserialize_with = "one_or_many")]
     node: Vec<String>,
+    #[serde(deserialize_with = "one_or_many")]
     kind: Vec<String>,
     /// Higher goes first; 0 if absent.
     pub priority: Option<i64>,
@@ -199,6 +212,9 @@ impl Config {
             dest_name(&dest.name)?;
             anyhow::ensure!(!names.contains(&dest.name), "two destinations are called {}", dest.name);
             dest.limits().with_context(|| format!("limit of the destination {}", dest.name))?;
+            if let Some(url) = &dest.url {
+                crate::far::Url::parse(url).with_context(|| format!("url of the destination {}", dest.name))?;
+            }
             names.push(dest.name.clone());
         }
         for rule in &mut self.guest {
@@ -292,7 +308,7 @@ sync = []
 
     #[test]
     fn first_match_wins_key_by_key() {
-        let text = "[[guest]]\nmatch = [\"a*\"]\npriority = 1\n[[guest]]\npriority = 2\nstale_after = \"1d\"\n";
+        let text = "[[guest]]\nmatch = \"a*\"\npriority = 1\n[[guest]]\npriority = 2\nstale_after = \"1d\"\n";
         let config = Config::parse(text).unwrap();
         let a = config.effective(&guest("a"));
         assert_eq!((a.priority, a.stale_after_s), (1, 86_400));
@@ -306,6 +322,8 @@ sync = []
             ("store = \"/x\"\n[[dest]]\nname = \"box\"\nlimits = \"1G\"\n", "4:1: unknown field `limits`"),
             ("store = \n", "1:"),
             ("reserve = \"2 apples\"\n", "1:11: `2 apples`"),
+            ("[image]\nimages = 7\n", "2:10: a text, or a list of texts"),
+            ("[[dest]]\nname = \"a\"\nurl = \"s3://x\"\n", "url of the destination a"),
             ("[[dest]]\nname = \"../x\"\n", "cannot be the name of a destination"),
             ("[[dest]]\nname = \"a\"\nlimit = \"10G/year\"\n", "10G/year"),
             ("[[guest]]\nsync = [\"bxo\"]\n", "`bxo`"),

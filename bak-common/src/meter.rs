@@ -79,6 +79,9 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(anyhow!("cannot talk with a program"));
     };
+    // Larger pipes mean fewer turns; where that is not allowed the usual size will do.
+    let _ = rustix::pipe::fcntl_setpipe_size(&to, 1 << 20);
+    let _ = rustix::pipe::fcntl_setpipe_size(&from, 1 << 20);
     let shared = counts.try_clone().context("cannot open the meter's file once more")?;
     // Ends with rsync's stream, or with this process: nobody waits for it. Dropping `to` closes the shell's input.
     std::thread::spawn(move || pass(std::io::stdin().lock(), to, &shared, 0));

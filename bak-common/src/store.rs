@@ -123,7 +123,8 @@ impl Listing {
     /// The same for a store that is called `top`.
     pub fn report_at(&self, top: &Path, report: &Report) {
         for bad in &self.unreadable {
-            report.fail(&top.join(bad.path()).display().to_string(), &anyhow!("{:#}", bad.error));
+            let what = if bad.stem.is_some() { "; mend it or move it away" } else { "" };
+            report.fail(&top.join(bad.path()).display().to_string(), &anyhow!("{:#}{what}", bad.error));
         }
     }
 }

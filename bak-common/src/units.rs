@@ -3,7 +3,7 @@
 //! `10G` = `10GiB` = 10·1024³ bytes, `10GB` = 10·1000³; rates are bytes a second, or bits with `bit`: `20Mbit`
 //! = 20·1000²/8; durations are sums of `s m h d w`, `7d 36h`.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -11,8 +11,7 @@ use std::fmt;
 fn number(text: &str) -> Result<(f64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
-    let value: f64 =
-        digits.parse().with_context(|| format!("`{}` does not begin with a number", text.escape_debug()))?;
+    let value: f64 = digits.parse().map_err(|_| anyhow!("`{}` does not begin with a number", text.escape_debug()))?;
     Ok((value, unit.trim()))
 }
 

@@ -232,7 +232,7 @@ fn print(session: &Session, stores: &[Read], sides: &[Side], dumps: Vec<(usize, 
         return Ok(());
     }
     let many = stores.len() > 1;
-    let mut headings = vec!["guest", "name", "started", "age", "size", "state"];
+    let mut headings = vec!["dump", "name", "started", "age", "size", "state"];
     if many {
         headings.insert(0, "store");
     }
@@ -249,7 +249,7 @@ fn row(session: &Session, dump: &Dump, sides: &[Side]) -> Vec<String> {
     let local = |time: Time| session.zone.minute(time);
     let fault = dump.extra.get("fault").and_then(|why| why.as_str());
     let mut row = vec![
-        dump.vm.to_string(),
+        dump.id.to_string(),
         dump.name.clone().unwrap_or_default(),
         local(dump.started),
         show_duration(session.now.since(dump.started)),

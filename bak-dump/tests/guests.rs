@@ -205,3 +205,17 @@ fn on_a_terminal_a_table_is_printed_and_names_cannot_move_the_cursor() {
     assert!(ran.out.contains("VM") && ran.out.contains("stopped") && !ran.out.contains("{\"v\""), "{}", ran.out);
     assert!(ran.out.contains("a\\u{1b}[2Jb") && !ran.out.contains("\u{1b}[2J"), "{:?}", ran.out);
 }
+
+#[test]
+fn a_raw_image_in_use_is_seen_as_well() {
+    for name in ["web.raw", "we,b.img"] {
+        let kit = Kit::new();
+        let path = image(&kit, name, "raw", 1);
+        let state = || guests(&list(&kit).clean())[0].state.clone();
+        assert_eq!(state(), "stopped");
+        let running = hold(&kit, &path, "raw");
+        assert_eq!(state(), "running");
+        drop(running);
+        assert_eq!(state(), "stopped");
+    }
+}

@@ -180,10 +180,10 @@ fn a_terminal_gets_a_table_in_which_names_are_escaped() {
     let ran = kit.sh(&format!("script -qec '{line}' /dev/null")).expect(0);
     let lines: Vec<&str> = ran.out.lines().map(str::trim_end).collect();
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(words(lines[0]), "GUEST NAME STARTED AGE SIZE STATE BOX");
-    assert_eq!(words(lines[1]), "db \\u{1b}[31mred\\u{1b}[2J 2026-11-18 01:00 2 d 3 MiB good");
-    assert_eq!(words(lines[2]), "db 2026-11-19 01:00 24 h 10 B its result is \\u{1b}]0;owned\\u{7}");
-    assert_eq!(words(lines[3]), "web 2026-11-18 01:00 2 d 10 B good pending: host is down");
+    assert_eq!(words(lines[0]), "DUMP NAME STARTED AGE SIZE STATE BOX");
+    assert_eq!(words(lines[1]), "db@20261118T010000Z \\u{1b}[31mred\\u{1b}[2J 2026-11-18 01:00 2 d 3 MiB good");
+    assert_eq!(words(lines[2]), "db@20261119T010000Z 2026-11-19 01:00 24 h 10 B its result is \\u{1b}]0;owned\\u{7}");
+    assert_eq!(words(lines[3]), "web@20261118T010000Z 2026-11-18 01:00 2 d 10 B good pending: host is down");
     assert!(!ran.out.contains('\u{1b}') && !ran.out.contains('\u{7}'), "{:?}", ran.out);
     let ran = kit.sh(&format!("script -qec '{line} --json' /dev/null")).expect(0);
     assert!(ran.out.starts_with("{\"v\":1"), "{}", ran.out);

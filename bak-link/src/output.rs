@@ -175,6 +175,13 @@ pub fn show(session: &Session, outcomes: &[(String, Outcome)]) -> Result<()> {
         let first = usize::from(several);
         writer.line(&table(&headings, &[first + 2, first + 3], rows))?;
     }
+    for (dest, outcome) in outcomes.iter().filter(|_| !session.explain) {
+        let count = |decision| outcome.decided.iter().filter(|decided| decided.decision == decision).count();
+        let (linked, over) = (count(Decision::Linked), count(Decision::OverLimit));
+        if linked == 0 || over > 0 {
+            writer.line(&format!("{dest}: {linked} linked, {over} over the limit (--explain says why)"))?;
+        }
+    }
     for (dest, outcome) in outcomes.iter().filter(|_| session.explain) {
         for left in &outcome.left {
             let sign = if left.bytes < 0 { "-" } else { "" };

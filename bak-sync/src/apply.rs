@@ -122,34 +122,32 @@ pub fn pass(
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
     let id = uuid::Uuid::new_v4().to_string();
     let mut sum = Wire::default();
-    let (mut sent, mut failed) = (0, 0);
     let waiting = pending(session, &outbox);
-    if !waiting.is_empty() {
-        let scratch = Scratch::new(&outbox, &lock)?;
-        let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
-        let opened = look(&outbox, &far, &expected, &waiting);
-        // What the look cost is noted whether or not it went well.
-        let wire = far.take_wire();
-        ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, wire, begun, "done")))?;
-        sum = sum + wire;
-        let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
-        let mut pass = Pass {
-            session,
-            dest,
-            options,
-            outbox: &outbox,
-            far: &far,
-            scratch: &scratch,
-            lock: &lock,
-            ledger,
-            history,
-            listing,
-            basis,
-            id: id.clone(),
-        };
-        (sent, failed) = pass.all(waiting, &mut sum, done)?;
-        ledger = pass.ledger;
-    }
+    // Also where nothing waits: that the far side is gone should not come out only when it is needed.
+    let scratch = Scratch::new(&outbox, &lock)?;
+    let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    let opened = look(&outbox, &far, &expected, &waiting);
+    // What the look cost is noted whether or not it went well.
+    let wire = far.take_wire();
+    ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, wire, begun, "done")))?;
+    sum = sum + wire;
+    let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
+    let mut pass = Pass {
+        session,
+        dest,
+        options,
+        outbox: &outbox,
+        far: &far,
+        scratch: &scratch,
+        lock: &lock,
+        ledger,
+        history,
+        listing,
+        basis,
+        id: id.clone(),
+    };
+    let (sent, failed) = pass.all(waiting, &mut sum, done)?;
+    let mut ledger = pass.ledger;
     let pending = outbox.store.list().dumps.len() as u64;
     let line = ledger::Pass {
         id,
@@ -167,6 +165,9 @@ pub fn pass(
 
 /// `error`, with what it means for those that wait; its exit status is kept.
 fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
+    if waiting == 0 {
+        return error;
+    }
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
     let text = format!("{error:#} ({waiting} {plural} pending)");
     match status(&error) {
@@ -199,7 +200,7 @@ fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, wai
     let places: Vec<String> = places.into_iter().collect();
     // Both only look; at the same time, as each costs a round trip.
     let (checked, listing) = std::thread::scope(|scope| {
-        let listing = scope.spawn(|| far.list(&places));
+        let listing = scope.spawn(|| if places.is_empty() { Ok(Vec::new()) } else { far.list(&places) });
         (identity::check(far, expected), listing.join())
     });
     checked?;

@@ -8,14 +8,16 @@ use bak_common::record::Dump;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::apply::{Pass, attempt};
 use crate::plan::{self, There};
 use crate::progress::Bar;
 
-/// A running attempt is noted in the ledger this often, so that a crash forgets at most so much.
+/// A running attempt is noted in the ledger after so many bytes, or so much time, whichever comes first: a crash forgets
+/// at most that.
 const NOTED_EVERY: u64 = 64 << 20;
+const NOTED_AFTER: Duration = Duration::from_secs(2);
 
 /// Why a dump was not sent, and whether the line is to blame.
 pub struct Trouble {
@@ -139,13 +141,13 @@ impl Pass<'_> {
         }
         options.extend(rate.as_deref());
         let bar = Bar::new(self.session, dump);
-        let mut noted = 0;
+        let (mut noted, mut when) = (0, Instant::now());
         let (session, dest, ledger) = (self.session, self.dest, &mut self.ledger);
         let ran = self.far.send(self.outbox.store.path(), "", &files, &options, Some(self.lock), &mut |wire| {
             bar.at(wire);
             let so_far = wire.out + wire.into;
-            if so_far >= noted + NOTED_EVERY {
-                noted = so_far;
+            if so_far >= noted + NOTED_EVERY || (so_far > noted && when.elapsed() >= NOTED_AFTER) {
+                (noted, when) = (so_far, Instant::now());
                 ledger.append(&Line::Attempt(attempt(session, dest, id, Some(dump), wire, begun, "running")))?;
             }
             Ok(())

@@ -6,6 +6,7 @@
 use anyhow::{Context, Result, bail};
 use bak_common::args::{Destination, Session};
 use bak_common::far::{Far, Fetched, Url};
+use bak_common::jsonl::Writer;
 use bak_common::outbox::{Identity, Outbox};
 use bak_common::report::Kind;
 use std::fs;
@@ -56,6 +57,8 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
     let far = Far::open(url, &options.ssh, scratch.path())?;
+    // rsync would make the last directory of a mistyped path; a listing of one that is not there fails.
+    far.list(&[FILE.to_owned()]).context("is that directory there? make it, or mount it, first")?;
     let there = fetch(&far)?;
     let identity = match (known, there) {
         (Some(known), Some(there)) if known.id == there.id => return Ok(()),
@@ -73,7 +76,11 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
         (None, Some(there)) => there,
         (None, None) => write(&far, &scratch)?,
     };
-    outbox.set_identity(&identity)
+    outbox.set_identity(&identity)?;
+    if session.table && !session.quiet {
+        Writer::stdout().line(&format!("{}: ready; its identity is {}", dest.name, identity.id))?;
+    }
+    Ok(())
 }
 
 fn write(far: &Far, scratch: &Scratch) -> Result<Identity> {

@@ -252,7 +252,8 @@ impl<'a> Run<'a> {
     fn started(&self, listing: &Listing, guest: &Guest) -> Result<Time> {
         let now = self.session.clock();
         match newest(listing, &guest.key()) {
-            Some(newest) if newest >= now => {
+            Some(newest) if newest == now => bail!("its newest dump was begun in this very second: try again"),
+            Some(newest) if newest > now => {
                 bail!("the clock ran backwards: its newest dump is of {newest}, and now it is {now}")
             }
             _ => Ok(now),

@@ -5,7 +5,9 @@ use bak_common::command::{Finished, Program};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,6 +104,18 @@ fn says_locked(finished: &Finished) -> bool {
     !finished.status.success() && finished.stderr.contains("Failed to ") && finished.stderr.contains(" lock")
 }
 
+/// Whether a conversion of this file would fail on QEMU's lock. `qemu-img info` does not see a raw image's; a conversion
+/// of nothing to nowhere does, and reads nothing.
+fn locked(path: &Path) -> Result<bool> {
+    let mut source = OsString::from("driver=raw,size=0,file.driver=file,file.filename=");
+    let doubled = path.as_os_str().as_encoded_bytes().split(|byte| *byte == b',').collect::<Vec<_>>().join(&b",,"[..]);
+    source.push(OsString::from_vec(doubled));
+    let program =
+        Program::new("qemu-img")?.timeout(PATIENCE).args(["convert", "-n", "--image-opts", "--target-image-opts"]);
+    // Any other trouble is for the conversion itself to meet.
+    Ok(says_locked(&program.arg(source).arg("driver=null-co,size=0").run()?))
+}
+
 /// The node of one image without its backing chain, locked or not.
 fn probe(path: &Path, format: &str) -> Result<Node> {
     let text = qemu_img_info(path, format, &["-U"])?.check()?;
@@ -142,8 +156,8 @@ fn trusted_format(path: &Path) -> Result<String> {
 pub fn inspect(path: &Path) -> Result<Disk> {
     let format = trusted_format(path)?;
     let mut finished = qemu_img_info(path, &format, &["--backing-chain"])?;
-    let running = says_locked(&finished);
-    if running {
+    let unseen = says_locked(&finished);
+    if unseen {
         finished = qemu_img_info(path, &format, &["--backing-chain", "-U"])?;
     }
     let chain: Vec<Node> =
@@ -155,7 +169,7 @@ pub fn inspect(path: &Path) -> Result<Disk> {
         path: path.to_owned(),
         virtual_size: top.virtual_size,
         allocated: chain.iter().map(|node| node.actual_size).sum(),
-        running,
+        running: unseen || locked(path)?,
         files: files.iter().all(local).then_some(files),
         format,
     })
