@@ -13,6 +13,9 @@ use crate::report::{Kind, Report};
 use crate::select::{Filter, Selector};
 use crate::units::{Limit, Span};
 
+/// A pipe that nobody reads is no log: better an error than to wait for ever.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
 /// What every program takes.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Common options")]
@@ -124,6 +127,8 @@ pub struct Destination {
     pub name: String,
     pub url: Option<String>,
     pub outbox: PathBuf,
+    /// The local store, where it is known.
+    pub store: Option<PathBuf>,
     pub limits: Vec<Limit>,
     pub bwlimit: Option<String>,
     pub overdraft: bool,
@@ -143,7 +148,8 @@ impl Common {
         if let Some(path) = &config.log
             && !self.dry_run
         {
-            let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+            let file =
+                std::fs::OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(NONBLOCK).open(path);
             report.log_to(
                 file.map_err(|error| Kind::Usage.says(format!("cannot write the log {}: {error}", path.display())))?,
             );
@@ -240,6 +246,7 @@ impl Places {
             name: name.to_owned(),
             url: url.map(str::to_owned).or(known.url.clone()),
             outbox,
+            store: store.map(Path::to_owned),
             limits: known.limits().context("limit")?,
             bwlimit: known.bwlimit,
             overdraft: known.overdraft,

@@ -3,9 +3,10 @@
 //! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
 //! argument, a pattern or a word of a shell.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,9 @@ pub use ran::Ran;
 pub use url::Url;
 
 use listing::listed;
+
+/// The longest listing that is read, in bytes: about half a million files.
+const LISTING_MAX: usize = 48 << 20;
 
 /// The far side was reached and answered, or it was not.
 #[derive(Debug)]
@@ -86,8 +90,6 @@ impl Far {
     fn connect(&mut self, host: &str) -> Result<()> {
         // A socket's path holds 108 bytes, ours may be longer: this is the same directory under a short name.
         let socket = PathBuf::from(format!("/proc/{}/fd/{}/ssh", std::process::id(), self.scratch_dir.as_raw_fd()));
-        let errors = self.scratch.join("ssh.err");
-        let stderr = fs::File::create(&errors).context("cannot make a temporary file")?;
         let with_socket = |more: &[&str]| {
             let mut args: Vec<OsString> = self.ssh[1..].to_vec();
             args.extend(["-S".into(), socket.clone().into_os_string()]);
@@ -96,12 +98,12 @@ impl Far {
         };
         let program =
             Program::new(&self.ssh[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
-        let mut master = program.spawn(Stdio::null(), stderr.into())?;
+        let mut master = program.spawn(Stdio::null(), Stdio::piped())?;
+        let said = master.stderr.take().map(last_words);
         let begun = Instant::now();
         loop {
             if let Some(status) = master.try_wait().context("cannot wait for ssh")? {
-                let said = fs::read_to_string(&errors).unwrap_or_default();
-                let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+                let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
                 bail!("ssh could not connect ({status}): {said}");
             }
             if socket.exists() {
@@ -161,7 +163,9 @@ impl Far {
     ) -> Result<Ran> {
         ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
         let list = self.scratch_file("files");
-        fs::write(&list, files.join("\0")).context("cannot write a temporary file")?;
+        // rsync takes a name that begins with `#` or `;` for a comment, even here.
+        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
+        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
         let counts = self.scratch_file("wire");
         let mut program =
             Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", "--timeout=600"]);
@@ -188,6 +192,7 @@ impl Far {
         let remote = self.is_remote();
         let finished = program.run_with(|event| {
             if let Event::Output(bytes) = event {
+                ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
                 if !remote && let Some(sent) = progress(bytes) {
                     local.out = local.out.max(sent);
@@ -257,7 +262,8 @@ impl Far {
                 Ok(Fetched::Missing)
             }
             Ok(_) => Err(ran.error()),
-            Err(_) if ran.finished.status.success() => Err(anyhow!("{} is larger than 16 MiB", printable(name))),
+            // A directory, a symbolic link, or far too large: rsync passes over it. No file of ours is like that.
+            Err(_) if ran.finished.status.success() => Ok(Fetched::Missing),
             Err(_) => Err(ran.error()),
         };
         let _ = fs::remove_dir_all(&to);
@@ -276,6 +282,7 @@ impl Far {
         ran.check().context("cannot list the far side")?;
         let text = String::from_utf8_lossy(&ran.finished.stdout);
         text.lines()
+            .filter(|line| !line.ends_with(" ."))
             .map(|line| listed(line).with_context(|| format!("cannot read rsync's listing: `{}`", printable(line))))
             .collect()
     }
@@ -353,6 +360,20 @@ impl Drop for Far {
             crate::command::stop(master);
         }
     }
+}
+
+/// Reads what a program says to its end, and keeps the last line.
+fn last_words(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            kept.extend_from_slice(&buffer[..count]);
+            let over = kept.len().saturating_sub(buffer.len());
+            kept.drain(..over);
+        }
+        let text = String::from_utf8_lossy(&kept).into_owned();
+        text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+    })
 }
 
 fn with_slash(path: PathBuf) -> OsString {

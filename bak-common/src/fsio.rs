@@ -176,9 +176,9 @@ pub fn unlink(dir: BorrowedFd, name: &str) -> Result<()> {
     }
 }
 
-/// Removes the directory `name` if it is empty.
-pub fn remove_empty_dir(dir: BorrowedFd, name: &str) {
-    let _ = rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+/// Removes the directory `name` if it is empty; whether it did.
+pub fn remove_empty_dir(dir: BorrowedFd, name: &str) -> bool {
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_ok()
 }
 
 /// The names in a directory with what the directory says they are; those that are no UTF-8 are left out.

@@ -107,9 +107,10 @@ impl Lock {
     pub fn sign(&mut self, holder: &Holder) -> Result<()> {
         let text = serde_json::to_string(holder).context("cannot describe the holder of a lock")?;
         let write = |file: &mut File| {
+            // Cut to size afterwards: on a full disk the block that it has must not be given away first.
             file.rewind()?;
-            file.set_len(0)?;
-            file.write_all(text.as_bytes())
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
         };
         write(&mut self.file).context("cannot write into a lock")
     }

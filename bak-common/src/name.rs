@@ -116,9 +116,14 @@ impl Stem {
         Self::new(file.strip_suffix(SIDECAR)?).ok()
     }
 
-    /// Whether `file` may be one of this stem's data files: stem, a dot, an extension, and not the sidecar.
+    /// Whether `file` may be one of this stem's data files: stem, a dot, an extension of letters, digits, `_` and further
+    /// dots, and no sidecar. Every stem that a program makes holds a dash, so no file of another stem is ever owned, even
+    /// where one guest is called `web` and another `web.prod`.
     pub fn owns(&self, file: &str) -> bool {
-        self.extension(file).is_some_and(|ext| !ext.is_empty() && is_component(file)) && file != self.sidecar()
+        let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        self.extension(file).is_some_and(|ext| ext.split('.').all(part))
+            && is_component(file)
+            && !file.ends_with(SIDECAR)
     }
 
     /// What follows the stem and its dot in `file`.
@@ -211,6 +216,9 @@ mod tests {
             "web-2-20261120T010002Z.qcow2",
             "web-20261120T010002Z.dump.json",
             "web-20261120T010002Z.a/b",
+            "web-20261120T010002Z.prod-20261103T010000Z.raw",
+            "web-20261120T010002Z.x.dump.json",
+            "web-20261120T010002Z..raw",
             "../web-20261120T010002Z.x",
         ] {
             assert!(!stem.owns(no), "{no}");

@@ -135,7 +135,41 @@ impl Outbox {
     }
 }
 
+/// Refuses (exit 4) two places that are one, or of which one shows the dumps of the other: a hidden directory may lie in
+/// a store. Places that are not there yet cannot hold anything.
+pub fn apart(what: &str, a: &Path, other: &str, b: &Path) -> Result<()> {
+    let (Ok(a), Ok(b)) = (a.canonicalize(), b.canonicalize()) else { return Ok(()) };
+    let shows = |outer: &Path, inner: &Path| {
+        let hidden = |part: std::path::Component| part.as_os_str().as_encoded_bytes().starts_with(b".");
+        inner.strip_prefix(outer).is_ok_and(|below| !below.components().any(hidden))
+    };
+    if shows(&a, &b) || shows(&b, &a) {
+        return Err(Kind::Refused.says(format!(
+            "{what} {} and {other} {} must be apart: a hidden directory in the store (.outbox-…), or elsewhere",
+            a.display(),
+            b.display()
+        )));
+    }
+    Ok(())
+}
+
 fn read_sidecar(dir: std::os::fd::BorrowedFd, stem: &Stem) -> Result<Option<Dump>> {
     let Some(text) = fsio::read_file(dir, &stem.sidecar(), SIDECAR_MAX)? else { return Ok(None) };
     Ok(Some(Dump::from_sidecar(stem, &text)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_that_would_be_one_another_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["s/.outbox-a", "s/web", "t"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let at = |a: &str, b: &str| apart("a", &dir.path().join(a), "b", &dir.path().join(b)).is_ok();
+        assert!(at("s", "t") && at("s", "s/.outbox-a") && at("s/.outbox-a", "s") && at("s", "nowhere"));
+        assert!(!at("s", "s") && !at("s", "s/web") && !at("s/web", "s") && !at("s", "t/../s"));
+    }
 }

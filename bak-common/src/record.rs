@@ -331,6 +331,9 @@ impl Dump {
         if let Some(result) = &self.result {
             return Some(format!("its result is {}", printable(result)));
         }
+        if self.files.is_empty() {
+            return Some("it has no files".into());
+        }
         let bad = self.verify.as_ref().filter(|verify| verify.decision == "bad")?;
         Some(format!("bak-verify found it bad: {}", printable(&bad.why)))
     }

@@ -315,7 +315,8 @@ impl Store {
         let bak = self.make_bak()?;
         let what = format!("the store {}", self.path.display());
         let mut lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, wait, &what)?;
-        lock.sign(&Holder::me())?;
+        // Only so that others can say who holds it: a full disk must not keep bak-prune from making room.
+        let _ = lock.sign(&Holder::me());
         let locked = Locked { store: self, bak, _lock: lock };
         locked.recover(report)?;
         Ok(locked)

@@ -99,6 +99,9 @@ struct Plan {
     retry_for: std::time::Duration,
 }
 
+/// In seconds. Records write years with four digits.
+const EXPIRE_MAX: u64 = 1000 * 365 * 86_400;
+
 impl Options {
     fn plan(&self, config: &Config, dry_run: bool) -> Plan {
         Plan {
@@ -116,6 +119,9 @@ impl Options {
 pub fn run() -> Result<u8> {
     let cli = Cli::parse();
     let mut session = cli.common.session("bak-dump")?;
+    if cli.options.expire.is_some_and(|span| span.0 > EXPIRE_MAX) {
+        return Err(Kind::Usage.says("--expire: more than a thousand years"));
+    }
     if let Some(format) = &cli.options.format {
         Format::new(format)?;
         session.config.image.format = Some(format.clone());

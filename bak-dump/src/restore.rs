@@ -93,6 +93,12 @@ pub fn main() -> Result<u8> {
         Some(from) => origin::dir(from, &cli.places, &session)?,
         None => cli.places.store(&session.config)?,
     };
+    if cli.from.is_some() && cli.to.is_none() && !cli.common.check_config {
+        // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
+        return Err(
+            Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
+        );
+    }
     let store = Store::open(&path)?;
     let listing = store.list();
     if cli.common.check_config {

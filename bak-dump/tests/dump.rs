@@ -243,7 +243,7 @@ fn the_clock_may_not_run_backwards() {
     assert_eq!(at("2026-11-20T01:00:02Z").clean().column("id"), ["web@20261120T010002Z"]);
     for (early, why) in [
         ("2026-11-20T01:00:02Z", "its newest dump was begun in this very second"),
-        ("2026-11-19T01:00:02Z", "the clock ran backwards: its newest dump is of 2026-11-20T01:00:02Z"),
+        ("2026-11-20T00:30:00Z", "the clock ran backwards: its newest dump is of 2026-11-20T01:00:02Z"),
     ] {
         at(early).expect(1).says(&format!("bak-dump: web: {why}"));
         assert_eq!(sound(&kit.store()), ["web@20261120T010002Z"]);
@@ -385,4 +385,26 @@ fn quiet_and_terminal() {
     let line = "script -qec 'bak-dump --images vm --store store --all --now 2026-11-21T01:00:02Z' /dev/null";
     let ran = kit.sh(line).expect(0);
     assert!(ran.out.contains("web@20261121T010002Z") && !ran.out.contains("{\"v\""), "{}", ran.out);
+}
+
+#[test]
+fn a_date_that_cannot_be_written_never_blocks_the_store() {
+    let kit = Kit::new();
+    image(&kit, "web.qcow2", "qcow2", 1);
+    dump(&kit, &["web", "--expire", "9999999d"]).expect(2).says("a thousand years");
+    dump(&kit, &["web", "--expire", "99999d", "--now", "9999-12-31T23:59:59Z"])
+        .expect(1)
+        .says("could not be read back");
+    dump(&kit, &["web", "--now", "2026-11-20T01:00:00Z"]).clean();
+    assert_eq!(sound(&kit.store()), ["web@20261120T010000Z"]);
+}
+
+#[test]
+fn a_dump_from_the_future_does_not_stop_the_next() {
+    let kit = Kit::new();
+    image(&kit, "web.qcow2", "qcow2", 1);
+    dump(&kit, &["web", "--now", "2036-01-01T00:00:00Z"]).clean();
+    let ran = dump(&kit, &["web", "--now", "2026-11-20T01:00:00Z"]).expect(0);
+    assert_eq!(ran.err, "bak-dump: web: web@20360101T000000Z is dated in the future: was a clock wrong?\n");
+    assert_eq!(sound(&kit.store()).len(), 2);
 }

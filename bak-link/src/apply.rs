@@ -10,7 +10,7 @@ use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
 use bak_common::ledger::Ledger;
 use bak_common::name::DumpId;
-use bak_common::outbox::{History, Outbox};
+use bak_common::outbox::{self, History, Outbox};
 use bak_common::record::{Dump, LinkNote};
 use bak_common::report::Kind;
 use bak_common::store::{Entry, Listing, Locked, Store};
@@ -149,6 +149,7 @@ fn open(run: &Run, dest: &Destination) -> Result<Option<Outbox>> {
             run.store.path().display()
         ))
     };
+    outbox::apart("the outbox", &dest.outbox, "the store", run.store.path())?;
     if !dest.outbox.exists() {
         // Asked of its parent first, so that nothing is left over there.
         let parent = dest.outbox.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

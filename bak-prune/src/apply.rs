@@ -281,7 +281,7 @@ impl<'a> Output<'a> {
             return self.writer.record(&Record::Dump(Box::new(dump)));
         }
         if decision == Decision::Remove {
-            self.removed = (self.removed.0 + 1, self.removed.1 + dump.bytes);
+            self.removed = (self.removed.0 + 1, self.removed.1.saturating_add(dump.bytes));
         }
         let note = dump.prune.unwrap_or_else(|| PruneNote { decision: String::new(), reasons: Vec::new() });
         let name = dump.name.unwrap_or_default();

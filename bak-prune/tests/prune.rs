@@ -457,3 +457,52 @@ fn two_prunes_at_once_and_a_store_that_is_locked() {
     kit.sh(&format!("flock store/.bak/lock bak-prune store --keep-last 1 --wait 0 --now {NOW}")).expect(3);
     kit.sh(&format!("flock store/.bak/lock bak-prune store --keep-last 1 --wait 0 --now {NOW} -n")).clean();
 }
+
+#[test]
+fn a_dump_cannot_own_what_is_another_guests() {
+    let kit = Kit::new();
+    let prod = kit.dump("web.prod", "2026-11-03T01:00:00Z", 100);
+    let file = "web.prod-20261103T010000Z";
+    for name in [format!("{file}.raw"), format!("{file}.dump.json")] {
+        let bytes = fs::metadata(kit.store().join("web.prod").join(&name)).unwrap().len();
+        let record = serde_json::json!({"v": 1, "type": "dump", "id": "web@20251101T010000Z", "vm": "web", "kind": "qemu", "driver": "image",
+            "started": "2025-11-01T01:00:00Z", "finished": "2025-11-01T01:00:00Z", "stem": "web", "bytes": bytes, "files": [{"name": name, "bytes": bytes}]});
+        kit.write("store/web.prod/web.dump.json", record.to_string());
+        kit.run("bak-prune", ["store", "--guest", "web", "--keep-last", "1"]).expect(1);
+        fs::remove_file(kit.store().join("web.prod/web.dump.json")).unwrap();
+    }
+    assert_eq!(bak_tests::check_store(&kit.store()).whole, [prod]);
+}
+
+#[test]
+fn a_dump_without_files_covers_nothing() {
+    let kit = Kit::new();
+    let real = kit.dump("web", "2026-11-18T01:00:00Z", 100);
+    bak_tests::put_dump(&kit.store(), "web", "2026-11-19T01:00:00Z", 0, serde_json::json!({"files": []}));
+    fs::remove_file(kit.store().join("web/web-20261119T010000Z.raw")).unwrap();
+    kit.run("bak-prune", ["store", "--keep-last", "1"]).clean();
+    assert!(kit.store().join("web/web-20261118T010000Z.raw").exists(), "{real}");
+}
+
+#[test]
+fn a_full_disk_can_be_pruned() {
+    let kit = Kit::new();
+    if kit.sh("test $(id -u) = 0").status != 0 {
+        eprintln!("not root: nothing is tested");
+        return;
+    }
+    kit.sh("truncate -s 24M disk && mkfs.ext4 -q -m 0 disk && mkdir m && mount -o loop disk m && mountpoint -q m")
+        .clean();
+    // The dumps are made by the store itself, as a dump made by hand has no place to be dropped to.
+    let made = kit.sh(
+        "mkdir m/s && for day in 16 17 18 19; do bak-test-store add m/s web 2026-11-${day}T01:00:00Z 300000 || exit; done; \
+         { cat /dev/zero >m/fill; } 2>/dev/null; sync; { cat /dev/zero >m/fill2; } 2>/dev/null; i=0; \
+         while { echo x >m/f$i; } 2>/dev/null; do i=$((i+1)); done; sync; df --output=avail m | tail -n 1",
+    );
+    let ran = kit.run("bak-prune", ["m/s", "--keep-last", "1"]);
+    let left = bak_tests::check_store(&kit.path("m/s"));
+    kit.sh("umount m").expect(0);
+    assert_eq!(made.out.trim(), "0", "{made:?}");
+    ran.clean();
+    assert_eq!((left.whole.len(), left.broken.len(), left.strange.len()), (1, 0, 0), "{left:?}");
+}

@@ -10,7 +10,7 @@ use bak_common::far::{Far, FarFile, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
-use bak_common::outbox::Outbox;
+use bak_common::outbox::{self, Outbox};
 use bak_common::record::{Dump, SentNote};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
@@ -32,6 +32,20 @@ pub struct Options {
     /// Bytes a second.
     pub bwlimit: Option<u64>,
     pub ssh: Vec<String>,
+}
+
+/// Refuses places that would be one another: what is taken out of one would be gone from the other.
+pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
+    if let Some(store) = &dest.store {
+        outbox::apart("the outbox", outbox.store.path(), "the store", store)?;
+        if let Url::Path(far) = url {
+            outbox::apart("the far side", far, "the store", store)?;
+        }
+    }
+    match url {
+        Url::Path(far) => outbox::apart("the far side", far, "the outbox", outbox.store.path()),
+        Url::Ssh { .. } => Ok(()),
+    }
 }
 
 /// Takes the lock of a whole pass: one sender a destination.
@@ -105,6 +119,7 @@ pub fn pass(
 ) -> Result<()> {
     let url = url(dest)?;
     let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
+    apart(dest, &url, &outbox)?;
     let expected = outbox.identity()?.ok_or_else(|| {
         Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
     })?;
@@ -180,7 +195,13 @@ fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
 fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
     let listing = outbox.store.list();
     listing.report(&outbox.store, &session.report);
-    let (good, bad): (Vec<_>, Vec<_>) = listing.dumps.into_iter().partition(Entry::is_good);
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        listing.dumps.into_iter().partition(|entry| entry.dump.link.contains_key(&outbox.dest));
+    for entry in foreign {
+        let why = anyhow!("was not put here by bak-link for {}: left alone (is this really its outbox?)", outbox.dest);
+        session.report.fail(entry.dump.id.as_str(), &why);
+    }
+    let (good, bad): (Vec<_>, Vec<_>) = own.into_iter().partition(Entry::is_good);
     for entry in bad {
         let why = entry.fault.unwrap_or_default();
         session.report.fail(
@@ -197,10 +218,10 @@ type Looked = (Vec<Dump>, Vec<FarFile>, String);
 fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, waiting: &[Entry]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
-    let places: Vec<String> = places.into_iter().collect();
+    let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
     // Both only look; at the same time, as each costs a round trip.
     let (checked, listing) = std::thread::scope(|scope| {
-        let listing = scope.spawn(|| if places.is_empty() { Ok(Vec::new()) } else { far.list(&places) });
+        let listing = scope.spawn(|| if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) });
         (identity::check(far, expected), listing.join())
     });
     checked?;

@@ -41,15 +41,16 @@ impl Pass<'_> {
     pub fn carry(&mut self, dump: &Dump, id: &str, begun: Instant) -> Result<(), Trouble> {
         let place = Outbox::place(&dump.vm);
         let sidecar = dump.bare().to_sidecar();
-        match plan::there(dump, &place, &self.listing) {
+        let there = plan::there(dump, &place, &self.basis, &self.listing);
+        match &there {
             There::Sidecar => return Ok(self.recognise(dump, &place)?),
-            There::InTheWay => {
-                return Err(anyhow!("{place} over there is not a directory: nothing is overwritten").into());
+            There::InTheWay(name) => {
+                return Err(anyhow!("{name} over there is not a directory: nothing is overwritten").into());
             }
-            There::Unfinished => {}
+            There::Begun | There::Nothing => {}
         }
         let seeded = self.seed(dump, &place);
-        let sent = self.data(dump, &place, !seeded.is_empty(), id, begun);
+        let sent = self.data(dump, &place, &there, !seeded.is_empty(), id, begun);
         for (old, new) in &seeded {
             // What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
             if let Err(error) = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check()) {
@@ -116,7 +117,15 @@ impl Pass<'_> {
         seeded
     }
 
-    fn data(&mut self, dump: &Dump, place: &str, delta: bool, id: &str, begun: Instant) -> Result<(), Trouble> {
+    fn data(
+        &mut self,
+        dump: &Dump,
+        place: &str,
+        there: &There,
+        delta: bool,
+        id: &str,
+        begun: Instant,
+    ) -> Result<(), Trouble> {
         let entry = self.outbox.store.look(place, &dump.stem)?.context("it is no longer in the outbox")?;
         let names = self.outbox.store.names(&entry)?;
         let files: Vec<String> = names.iter().map(|name| format!("{place}/{name}")).collect();
@@ -127,7 +136,12 @@ impl Pass<'_> {
             self.options.bwlimit.map(|rate| format!("--bwlimit={}", (rate / 1024).max(1))),
         );
         let compare = format!("--compare-dest={}", self.basis);
-        let mut options = vec!["--partial-dir=.part"];
+        let partial = format!("--partial-dir={}", plan::PARTIAL);
+        let mut options = vec![partial.as_str()];
+        if *there == There::Begun {
+            // The same size and time is no proof of the same content.
+            options.push("--ignore-times");
+        }
         if self.far.is_remote() {
             options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()]);
         } else {

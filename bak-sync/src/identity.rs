@@ -3,7 +3,7 @@
 //! `--init` writes a file `.bak-store` over there, and the same id into the outbox. Every pass compares the two before
 //! anything else. Several nodes may share a far side: the second learns the identity that is there.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bak_common::args::{Destination, Session};
 use bak_common::far::{Far, Fetched, Url};
 use bak_common::jsonl::Writer;
@@ -11,7 +11,7 @@ use bak_common::outbox::{Identity, Outbox};
 use bak_common::report::Kind;
 use std::fs;
 
-use crate::apply::{Options, Scratch, lock, url};
+use crate::apply::{Options, Scratch, apart, lock, url};
 
 /// The far side's file.
 pub const FILE: &str = ".bak-store";
@@ -20,9 +20,13 @@ pub const FILE: &str = ".bak-store";
 pub fn fetch(far: &Far) -> Result<Option<Identity>> {
     match far.fetch(FILE).context("cannot read the identity of the far side")? {
         Fetched::Here(text) => {
-            let identity = serde_json::from_slice(&text)
-                .map_err(|_| Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote")));
-            Ok(Some(identity?))
+            let sound = |identity: &Identity| {
+                !identity.id.is_empty() && identity.id.len() <= 64 && identity.id.bytes().all(|b| b.is_ascii_graphic())
+            };
+            let identity = serde_json::from_slice(&text).ok().filter(sound);
+            Ok(Some(identity.ok_or_else(|| {
+                Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote"))
+            })?))
         }
         Fetched::Missing => Ok(None),
     }
@@ -53,6 +57,7 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
         return Ok(());
     }
     let outbox = Outbox::create(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
+    apart(dest, &url, &outbox)?;
     let known = outbox.identity()?;
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
@@ -95,6 +100,7 @@ fn write(far: &Far, scratch: &Scratch) -> Result<Identity> {
     // Another node may have been faster: what is there holds.
     match fetch(far)? {
         Some(there) => Ok(there),
-        None => bail!("the identity was sent and is not there"),
+        None => Err(Kind::Refused
+            .says(format!("there is a {FILE} over there that --init did not write: look at it, and move it away"))),
     }
 }

@@ -3,6 +3,9 @@
 use bak_common::far::{FarFile, FarKind};
 use bak_common::record::{Dump, FileEntry};
 
+/// Where rsync keeps what has arrived of a file, beside it.
+pub const PARTIAL: &str = ".part";
+
 /// Dumps in the order in which they go: those whose last attempt failed go last, so that one bad dump never holds the
 /// others; then as bak-link ranked them, older runs of it first.
 pub fn order(mut pending: Vec<Dump>, dest: &str) -> Vec<Dump> {
@@ -17,20 +20,28 @@ pub fn order(mut pending: Vec<Dump>, dest: &str) -> Vec<Dump> {
 /// What is known of a dump over there before it is sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum There {
-    /// Nothing, or data without a sidecar, which is our own unfinished work.
-    Unfinished,
+    Nothing,
     /// Its sidecar is there: it may have arrived already.
     Sidecar,
-    /// Where its guest's directory should be is something else, which rsync would replace.
-    InTheWay,
+    /// Something there is not the directory that it should be: rsync would replace it, or write through it.
+    InTheWay(String),
+    /// Data without a sidecar: our own unfinished work. It is compared, never believed.
+    Begun,
 }
 
-pub fn there(dump: &Dump, place: &str, listing: &[FarFile]) -> There {
-    let sidecar = format!("{place}/{}", dump.stem.sidecar());
-    if listing.iter().any(|file| file.name == place && file.kind != FarKind::Dir) {
-        return There::InTheWay;
+pub fn there(dump: &Dump, place: &str, basis: &str, listing: &[FarFile]) -> There {
+    let dirs = [place.to_owned(), format!("{place}/{PARTIAL}"), basis.to_owned(), format!("{basis}/{place}")];
+    if let Some(file) = listing.iter().find(|file| file.kind != FarKind::Dir && dirs.contains(&file.name)) {
+        return There::InTheWay(file.name.clone());
     }
-    if listing.iter().any(|file| file.name == sidecar) { There::Sidecar } else { There::Unfinished }
+    let has = |name: &str| listing.iter().any(|file| file.name == format!("{place}/{name}"));
+    if has(&dump.stem.sidecar()) {
+        There::Sidecar
+    } else if dump.files.iter().any(|file| has(&file.name)) {
+        There::Begun
+    } else {
+        There::Nothing
+    }
 }
 
 /// What of a dump a listing does not show as it should be; `None` if all of it has arrived.
@@ -150,9 +161,12 @@ mod tests {
         ] {
             assert!(missing(&dump, "web", 99, &listing).unwrap().contains(why), "{why}");
         }
-        assert_eq!(there(&dump, "web", &[far(data, 10)]), There::Unfinished);
-        assert_eq!(there(&dump, "web", &[far(sidecar, 1)]), There::Sidecar);
-        assert_eq!(there(&dump, "web", &[far("web", 1)]), There::InTheWay);
+        assert_eq!(there(&dump, "web", ".basis", &[]), There::Nothing);
+        assert_eq!(there(&dump, "web", ".basis", &[far(data, 10)]), There::Begun);
+        assert_eq!(there(&dump, "web", ".basis", &[far(sidecar, 1)]), There::Sidecar);
+        for name in ["web", "web/.part", ".basis", ".basis/web"] {
+            assert_eq!(there(&dump, "web", ".basis", &[far(name, 1), far(sidecar, 1)]), There::InTheWay(name.into()));
+        }
     }
 
     #[test]

@@ -257,11 +257,116 @@ fn a_second_pass_waits_and_says_who_holds_the_first() {
 }
 
 #[test]
-fn nothing_to_do_is_quiet_and_a_pass_all_the_same() {
+fn nothing_to_do_is_quiet_and_a_pass_that_looks_at_the_far_side_all_the_same() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        let ran = place.sync([]).clean();
+        assert_eq!(ran.out, "");
+        assert_eq!(place.ledger().last().unwrap()["type"], "pass");
+        fs::remove_file(place.far().join(".bak-store")).unwrap();
+        place.sync([]).expect(4).says("emptied");
+    }
+}
+
+#[test]
+fn an_identity_that_is_none_is_refused() {
+    for (ssh, content) in [
+        (false, "x".repeat(17 << 20)),
+        (true, "x".repeat(17 << 20)),
+        (false, format!("{{\"v\":1,\"id\":\"{}\"}}", "A".repeat(100_000))),
+    ] {
+        let place = Place::new(ssh);
+        fs::write(place.far().join(".bak-store"), content).unwrap();
+        place.sync([]).expect(4);
+        fs::remove_dir_all(place.outbox()).unwrap();
+        let ran = place.sync(["--init"]);
+        assert!(ran.status == 0 || ran.status == 4, "{ran:?}");
+        place.sync([]);
+    }
     let place = Place::new(false);
-    let ran = place.sync([]).clean();
-    assert_eq!(ran.out, "");
-    assert_eq!(place.ledger().len(), 1);
+    fs::remove_file(place.far().join(".bak-store")).unwrap();
+    fs::create_dir(place.far().join(".bak-store")).unwrap();
+    place.sync([]).expect(4);
+}
+
+#[test]
+fn places_that_are_one_another_lose_nothing() {
+    let kit = Kit::new();
+    let web = kit.dump("web", DAY1, 1000);
+    let store = kit.store().display().to_string();
+    let whole = |place: &str| check_store(&kit.path(place)).whole;
+    for (outbox, far) in
+        [("store", store.as_str()), ("store/zz", store.as_str()), ("store/.outbox", store.as_str()), ("store", "/tmp")]
+    {
+        let places = ["--store", "store", "--outbox", outbox, "--dest", &format!("box={far}")];
+        kit.run("bak-sync", [&places[..], &["--init"]].concat()).expect(4).says("must be apart");
+    }
+    for outbox in ["store", "store/web"] {
+        let places = ["--store", "store", "--outbox", outbox, "--dest", "box=/mnt/box"];
+        kit.run("bak-link", places).expect(4).says("must be apart");
+    }
+    // Without its store's name nothing tells but what lies there: dumps that bak-link never put there.
+    fs::create_dir(kit.path("far")).unwrap();
+    let places = ["--outbox", "store", "--dest", "box=./far"];
+    kit.run("bak-sync", [&places[..], &["--init"]].concat()).clean();
+    kit.run("bak-sync", places).expect(1).says("was not put here by bak-link");
+    assert_eq!(whole("store"), [web]);
+    assert!(whole("far").is_empty());
+}
+
+#[test]
+fn names_that_rsync_would_take_for_comments_arrive() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        for name in ["#1", ";x", "-rf", " y", "a'b\"c"] {
+            place.wait_there(name, DAY1, 100, json!({}));
+        }
+        assert_eq!(place.sync([]).clean().records().len(), 5);
+        assert_eq!(check_store(&place.far()).whole.len(), 5);
+    }
+}
+
+#[test]
+fn links_that_lead_away_over_there_are_not_followed_and_odd_dates_stop_nobody() {
+    let place = Place::new(true);
+    place.wait_there("web", DAY1, 100_000, json!({}));
+    place.sync([]).clean();
+    let victim = place.kit.write("victim/web/web-20261118T010000Z.raw", "mine");
+    let basis =
+        fs::read_dir(place.far()).unwrap().flatten().find(|e| e.file_name().to_str().unwrap().starts_with(".basis"));
+    assert!(basis.is_none(), "the first had none");
+    let second = place.wait_there("web", DAY2, 100_000, json!({}));
+    std::os::unix::fs::symlink(place.kit.path("victim"), place.far().join("web/.part")).unwrap();
+    place.sync([]).expect(1).says("web/.part over there is not a directory");
+    fs::remove_file(place.far().join("web/.part")).unwrap();
+    place.kit.sh("touch -d @-62135596900 far/web/foreign").clean();
+    assert_eq!(place.sync([]).clean().column("id"), [second]);
+    // Now its name is known: a link in its place.
+    let basis = fs::read_dir(place.far())
+        .unwrap()
+        .flatten()
+        .find(|e| e.file_name().to_str().unwrap().starts_with(".basis"))
+        .unwrap();
+    fs::remove_dir_all(basis.path()).unwrap();
+    std::os::unix::fs::symlink(place.kit.path("victim"), basis.path()).unwrap();
+    place.wait_there("web", "2026-11-20T01:00:00Z", 100_000, json!({}));
+    place.sync([]).expect(1).says("is not a directory");
+    assert_eq!(fs::read_to_string(victim).unwrap(), "mine");
+}
+
+#[test]
+fn data_without_a_sidecar_is_compared_and_never_believed() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        place.wait_there("web", DAY1, 50_000, json!({}));
+        let name = "web/web-20261118T010000Z.raw";
+        let fake = place.far().join(name);
+        fs::create_dir(place.far().join("web")).unwrap();
+        fs::write(&fake, noise(99, 50_000)).unwrap();
+        place.kit.sh(&format!("touch -r outbox/{name} far/{name}")).clean();
+        place.sync([]).clean();
+        assert_eq!(check_store(&place.far()).whole.len(), 1);
+    }
 }
 
 #[test]

