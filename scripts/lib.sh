@@ -5,11 +5,14 @@ export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
 say() { printf '%s\n' "$*"; }
 
-# need COMMAND:PACKAGE… installs the packages whose commands are missing; without root it says which.
+# need WHAT:PACKAGE… installs the packages of which a command, or a file (/…), is missing; without root it says which.
 need() {
     local pair missing=()
     for pair; do
-        command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+        case $pair in
+        /*) [ -e "${pair%%:*}" ] || missing+=("${pair#*:}") ;;
+        *) command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}") ;;
+        esac
     done
     [ ${#missing[@]} -eq 0 ] && return 0
     say "installing: ${missing[*]}"
@@ -33,9 +36,9 @@ need() {
     rm -f "$log"
 }
 
-# need_rust makes sure of cargo, and of a C compiler, which it links with.
+# need_rust makes sure of cargo, of a C compiler, which it links with, and of the certificates by which it downloads.
 need_rust() {
-    need cc:gcc || return 1
+    need cc:gcc /usr/include/stdio.h:libc6-dev /etc/ssl/certs/ca-certificates.crt:ca-certificates || return 1
     command -v cargo >/dev/null 2>&1 || {
         say "cargo is missing: install Rust 1.89 or newer (https://rustup.rs)" >&2
         return 1
