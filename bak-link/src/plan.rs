@@ -365,7 +365,8 @@ fn order<'a>(c: &Candidate<'a>) -> impl Ord + use<'a> {
 
 /// Rules 4 to 6: walks the queue and takes what fits.
 fn spend(queue: &[Candidate], budget: &mut Budget, options: &Options, items: &mut Vec<Item>) {
-    let others_due = queue.iter().filter(|c| c.due).count() > 1;
+    // What `force` lets in counts as well: else a second run would find room that the first did not.
+    let others_due = queue.len() > 1;
     let selected = || queue.iter().filter(|c| c.dump.selected);
     let (count, longest) = (selected().count(), selected().map(|c| c.staleness.unwrap_or(i64::MAX)).max());
     let mut rank = 0;
