@@ -120,6 +120,13 @@ impl Lock {
         self.file.sync_all().context("cannot flush a lock")
     }
 
+    /// Frees the lock at once, whoever still has the descriptor: for when all work under it is known to be done. Merely
+    /// dropped, it is held a moment longer if another thread is just then starting a program, which inherits everything
+    /// until it begins.
+    pub fn release(self) -> Result<()> {
+        fs2::FileExt::unlock(&self.file).context("cannot free a lock")
+    }
+
     /// The same lock once more: it is free only when all of these are gone.
     pub fn share(&self) -> Result<OwnedFd> {
         self.file.as_fd().try_clone_to_owned().context("cannot hand a lock on")

@@ -117,8 +117,8 @@ impl Claim {
         }
         step.commit(&table, details, First::Details)?;
         // The claim goes while the database is still locked, so that nobody sees it held beside a status that is done.
-        drop(self.lock);
+        let released = self.lock.release();
         drop(step);
-        Ok(())
+        released
     }
 }
