@@ -138,8 +138,9 @@ impl Pass<'_> {
         let compare = format!("--compare-dest={}", self.basis);
         let partial = format!("--partial-dir={}", plan::PARTIAL);
         let mut options = vec![partial.as_str()];
-        if *there == There::Begun {
-            // The same size and time is no proof of the same content.
+        if delta || *there == There::Begun {
+            // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync
+            // would then take for the file itself and send nothing.
             options.push("--ignore-times");
         }
         if self.far.is_remote() {

@@ -407,3 +407,14 @@ fn a_rate_is_kept() {
     assert!(begun.elapsed().as_secs_f64() > 1.5, "3 MB at 1 MiB/s take about 3 s");
     place.sync(["--bwlimit", "fast"]).expect(2).says("fast");
 }
+
+#[test]
+fn a_basis_of_the_same_size_and_time_is_only_a_basis() {
+    let place = Place::new(true);
+    for day in [DAY1, DAY2] {
+        place.wait_there("web", day, 50_000, json!({}));
+        place.kit.sh("touch -d 2026-01-01T00:00:00Z outbox/web/*.raw").clean();
+        place.sync([]).clean();
+    }
+    assert_eq!(check_store(&place.far()).whole.len(), 2);
+}
