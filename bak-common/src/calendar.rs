@@ -10,6 +10,9 @@ use std::{fmt, str::FromStr};
 #[serde(try_from = "String", into = "String")]
 pub struct Time(DateTime<Utc>);
 
+/// How far ahead of us, in seconds, another clock may be before its dumps are dated in the future.
+pub const SKEW_S: i64 = 3600;
+
 const COMPACT: &str = "%Y%m%dT%H%M%SZ";
 
 impl Time {

@@ -376,6 +376,11 @@ fn last_words(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<S
     })
 }
 
+/// The words of a remote shell's command as `--ssh` takes it: split at spaces.
+pub fn ssh_words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
+}
+
 fn with_slash(path: PathBuf) -> OsString {
     let mut text = path.into_os_string();
     text.push("/");

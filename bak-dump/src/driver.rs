@@ -166,8 +166,3 @@ pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
         ))),
     }
 }
-
-/// All drivers.
-pub fn all(config: &Config) -> Result<Vec<Box<dyn Driver>>> {
-    KNOWN.iter().map(|name| find(name, config)).collect()
-}

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Picks, Places, Session};
 use bak_common::calendar::Time;
-use bak_common::far::Far;
+use bak_common::far::{Far, ssh_words};
 use bak_common::jsonl::Writer;
 use bak_common::name::DumpId;
 use bak_common::outbox::{History, Outbox};
@@ -130,7 +130,7 @@ fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
             }
             Origin::Far { url, shown, ssh } => {
                 let ssh = match &cli.ssh {
-                    Some(text) => text.split_whitespace().map(str::to_owned).collect(),
+                    Some(text) => ssh_words(text),
                     None => ssh,
                 };
                 let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;

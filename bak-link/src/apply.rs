@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
-use bak_common::calendar::Time;
+use bak_common::calendar::{SKEW_S, Time};
 use bak_common::ledger::Ledger;
 use bak_common::name::DumpId;
 use bak_common::outbox::{self, History, Outbox};
@@ -85,7 +85,7 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
     let facts = Facts { guests: gather(&sources), caps, passes };
     let options = Options {
         now,
-        skew_s: 3600,
+        skew_s: SKEW_S,
         force: run.force,
         oversize: run.oversize,
         overdraft: run.overdraft || dest.overdraft,

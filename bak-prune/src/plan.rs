@@ -22,8 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::policy::{self, Moment, Verdict};
 
-/// How far ahead of us another clock may be before its dumps stop counting.
-pub const SKEW_S: i64 = 3600;
+pub use bak_common::calendar::SKEW_S;
 
 /// A dump of the store, and what looking at its files told.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bak_common::args::{Common, Destination, Places, Session};
+use bak_common::far::ssh_words;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{DumpId, printable};
 use bak_common::record::{Dump, Record};
@@ -123,7 +124,7 @@ fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
         return Err(Kind::Usage.says("bwlimit: a rate of 0 would never end"));
     }
     let ssh = match &cli.ssh {
-        Some(text) => text.split_whitespace().map(str::to_owned).collect(),
+        Some(text) => ssh_words(text),
         None => dest.ssh.clone(),
     };
     Ok(Options { bwlimit, ssh })

@@ -13,7 +13,7 @@
 //! An image on which others are based is listed like any other: to leave a guest out silently would be worse than to dump
 //! a template once more.
 
-mod convert;
+pub(super) mod convert;
 mod find;
 mod info;
 

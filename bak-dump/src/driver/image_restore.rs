@@ -217,29 +217,16 @@ fn convert(disk: &Disk, to: &File, tick: &dyn Fn(f64) -> Result<()>) -> Result<(
     let mut part = 0.0;
     let finished = program.arg("/proc/self/fd/0").stdin(Stdio::from(stdin)).run_with(|event| {
         if let Event::Output(bytes) = event {
-            part = percent(bytes).unwrap_or(part);
+            part = super::image::convert::percent(bytes).unwrap_or(part);
         }
         tick(part)
     })?;
     finished.check().map(drop)
 }
 
-/// The last of what `qemu-img -p` printed, `    (12.34/100%)\r` each time.
-fn percent(bytes: &[u8]) -> Option<f64> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let number = text.rsplit_once("/100%")?.0.rsplit_once('(')?.1;
-    number.trim().parse::<f64>().ok().map(|value| value / 100.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn progress_is_read() {
-        assert_eq!(percent(b"    (0.00/100%)\r    (12.50/100%)\r"), Some(0.125));
-        assert_eq!(percent(b"    (12."), None);
-    }
 
     #[test]
     fn formats() {

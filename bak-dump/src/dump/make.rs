@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use bak_common::args::Session;
-use bak_common::calendar::Time;
+use bak_common::calendar::{SKEW_S, Time};
 use bak_common::record::{Dump, Failed, Guest, GuestKey, Record, State};
 use bak_common::store::{Listing, Store};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,9 +19,6 @@ use crate::queue::{Candidate, Next, Queue};
 
 /// Hours of work are not thrown away because somebody prunes just now.
 const PUBLISH_WAIT: Duration = Duration::from_secs(600);
-
-/// How far ahead of us another clock may be before its dumps are dated in the future.
-const SKEW_S: i64 = 3600;
 
 /// One run, shared by its workers.
 pub struct Run<'a> {

@@ -128,7 +128,7 @@ fn write_back(target: &Path, end: &mpsc::Receiver<()>) -> Result<()> {
 }
 
 /// How far qemu-img is by its progress line, `    (12.34/100%)`, from 0 to 1.
-fn percent(said: &[u8]) -> Option<f64> {
+pub fn percent(said: &[u8]) -> Option<f64> {
     let text = String::from_utf8_lossy(said);
     let number = text.rsplit_once("/100%)")?.0.rsplit_once('(')?.1;
     let percent: f64 = number.trim().parse().ok()?;
