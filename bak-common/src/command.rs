@@ -7,7 +7,7 @@
 //! signal to the thread that forked, so the thread that starts a program must outlive it; [`Program::run`] waits in it.
 
 use anyhow::{Context, Result, anyhow, bail};
-use command_fds::{CommandFdExt, FdMapping};
+use command_fds::CommandFdExt;
 use rustix::process::{Pid, Signal};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -44,7 +44,20 @@ pub struct Program {
     feed: Option<Vec<u8>>,
     on_our_death: Signal,
     timeout: Option<Duration>,
+    own_locale: bool,
 }
+
+/// A program that is there and cannot be run.
+#[derive(Debug)]
+pub struct NotExecutable;
+
+impl std::fmt::Display for NotExecutable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it is not executable")
+    }
+}
+
+impl std::error::Error for NotExecutable {}
 
 /// How it ended and what it said.
 #[derive(Debug)]
@@ -64,15 +77,15 @@ pub enum Event<'a> {
 }
 
 impl Program {
-    /// Looks `name` up on PATH.
+    /// Looks `name` up on PATH. Fails with [`NotExecutable`] if it is there and cannot be run.
     pub fn new(name: impl AsRef<OsStr>) -> Result<Self> {
         let name = name.as_ref();
-        let path = find(name).with_context(|| {
-            let shown = name.to_string_lossy();
-            match PACKAGES.iter().find(|(program, _)| *program == shown) {
-                Some((_, package)) => format!("cannot find {shown}: install the package {package}"),
-                None => format!("cannot find {shown} on PATH"),
-            }
+        let shown = name.to_string_lossy();
+        let path = find(name).with_context(|| format!("cannot run {shown}"))?;
+        let path = path.with_context(|| match PACKAGES.iter().find(|(program, _)| *program == shown) {
+            Some((_, package)) => format!("cannot find {shown}: install the package {package}"),
+            None if shown.contains('/') => format!("cannot find {shown}"),
+            None => format!("cannot find {shown} on PATH"),
         })?;
         let name = Path::new(name).file_name().unwrap_or(name).to_string_lossy().into_owned();
         Ok(Self {
@@ -86,6 +99,7 @@ impl Program {
             feed: None,
             on_our_death: Signal::KILL,
             timeout: None,
+            own_locale: false,
         })
     }
 
@@ -138,14 +152,24 @@ impl Program {
         self
     }
 
-    fn command(&mut self) -> Result<Command> {
+    /// Leaves it the user's locale, for a program that the user named: what others print we may have to read.
+    pub fn own_locale(mut self) -> Self {
+        self.own_locale = true;
+        self
+    }
+
+    fn command(&mut self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0(&self.name)
             .arg(TRAMPOLINE)
             .arg(std::process::id().to_string())
             .arg(self.on_our_death.as_raw().to_string());
-        command.arg(&self.path).args(&self.args).env("LC_ALL", "C").envs(self.env.drain(..));
+        command.arg(&self.path).args(&self.args);
+        if !self.own_locale {
+            command.env("LC_ALL", "C");
+        }
+        command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
@@ -155,15 +179,15 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
-        let held = (3..).zip(self.held.drain(..)).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-        command.fd_mappings(held.collect()).context("cannot hand locks on")?;
-        Ok(command)
+        // Under their own numbers: any other may be that of a descriptor which the user hands on through us.
+        command.preserved_fds(self.held.drain(..).collect());
+        command
     }
 
     /// Starts it with its standard streams as the caller sets them, for those who talk with it while it runs. The caller
     /// stays in this thread until it has ended.
     pub fn spawn(mut self, stdout: Stdio, stderr: Stdio) -> Result<Child> {
-        let mut command = self.command()?;
+        let mut command = self.command();
         command.stdout(stdout).stderr(stderr).spawn().with_context(|| format!("cannot start {}", self.name))
     }
 
@@ -192,7 +216,7 @@ impl Program {
         }
         let begun = Instant::now();
         let mut child = self
-            .command()?
+            .command()
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -330,14 +354,20 @@ impl Finished {
     }
 }
 
-fn find(name: &OsStr) -> Option<PathBuf> {
+/// The file that `name` means, if there is one.
+fn find(name: &OsStr) -> Result<Option<PathBuf>, NotExecutable> {
     let usable = |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
-    let path = Path::new(name);
-    if path.components().count() > 1 {
-        return usable(path).then(|| path.to_owned());
+    let candidates: Vec<PathBuf> = if name.as_encoded_bytes().contains(&b'/') {
+        vec![name.into()]
+    } else {
+        let dirs = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        std::env::split_paths(&dirs).map(|dir| dir.join(name)).collect()
+    };
+    match candidates.iter().position(|path| usable(path)) {
+        Some(at) => Ok(candidates.into_iter().nth(at)),
+        None if candidates.iter().any(|path| path.exists()) && !name.is_empty() => Err(NotExecutable),
+        None => Ok(None),
     }
-    let dirs = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| usable(path))
 }
 
 /// The second half of starting a program; does not return if this process was started for that. An error otherwise.
@@ -356,6 +386,8 @@ pub fn trampoline() -> Option<anyhow::Error> {
         if rustix::process::getppid() != parent {
             bail!("the program that asked for this one is gone");
         }
+        // Whoever started us may have blocked what is to stop it.
+        nix::sys::signal::SigSet::all().thread_unblock().context("cannot unblock signals")?;
         let program = args.next().context("wrong use of an internal option")?;
         let error = Command::new(&program).arg0(own).args(args).exec();
         Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))

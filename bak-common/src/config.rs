@@ -17,6 +17,8 @@ pub const PATH: &str = "/etc/bak/bak.toml";
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub store: Option<PathBuf>,
+    /// Where `bak-state archive` moves dumps to.
+    pub archive: Option<PathBuf>,
     pub driver: Option<String>,
     /// The directory of bak-state's database.
     pub db: Option<PathBuf>,
@@ -29,6 +31,10 @@ pub struct Config {
     /// What must stay free in the store.
     pub reserve: Option<Size>,
     pub stale_after: Option<Span>,
+    /// For how long a guest may need a dump before `bak-state check` alarms.
+    pub max_age: Option<Span>,
+    /// For how long an off-site copy may lag behind the store before it does.
+    pub sent_max_age: Option<Span>,
     /// Retention in the local store.
     pub keep: Keep,
     pub image: Image,
@@ -112,6 +118,7 @@ pub struct Dest {
     /// A directory that several nodes share, and so a budget.
     pub ledger: Option<PathBuf>,
     pub keep: Keep,
+    pub sent_max_age: Option<Span>,
 }
 
 impl Dest {
@@ -143,6 +150,8 @@ pub struct Rule {
     /// Higher goes first; 0 if absent.
     pub priority: Option<i64>,
     pub stale_after: Option<Span>,
+    pub max_age: Option<Span>,
+    pub sent_max_age: Option<Span>,
     /// Destinations by name; all if absent.
     pub sync: Option<Vec<String>>,
     pub keep: Option<Keep>,
@@ -172,6 +181,11 @@ pub struct Effective {
     pub vm: String,
     pub priority: i64,
     pub stale_after_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age_s: Option<u64>,
+    /// By destination.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sent_max_age_s: BTreeMap<String, u64>,
     /// Destinations by name.
     pub sync: Vec<String>,
     pub keep: Keep,
@@ -240,14 +254,34 @@ impl Config {
         let keep_at = |dest: &Dest| {
             self.first(subject, |rule| rule.keep_at.get(&dest.name).cloned()).unwrap_or_else(|| dest.keep.clone())
         };
+        let sent_max_age = |dest: &Dest| Some((dest.name.clone(), self.sent_max_age(subject, &dest.name)?.0));
         Effective {
             vm: subject.vm.to_owned(),
             priority: self.first(subject, |rule| rule.priority).unwrap_or(0),
             stale_after_s: self.first(subject, |rule| rule.stale_after).or(self.stale_after).unwrap_or_default().0,
+            max_age_s: self.max_age(subject).map(|span| span.0),
+            sent_max_age_s: self.dest.iter().filter_map(sent_max_age).collect(),
             sync: self.first(subject, |rule| rule.sync.clone()).unwrap_or_else(all),
             keep: self.first(subject, |rule| rule.keep.clone()).unwrap_or_else(|| self.keep.clone()),
             keep_at: self.dest.iter().map(|dest| (dest.name.clone(), keep_at(dest))).collect(),
         }
+    }
+
+    /// For how long this guest may need a dump.
+    pub fn max_age(&self, subject: &Subject) -> Option<Span> {
+        self.first(subject, |rule| rule.max_age).or(self.max_age)
+    }
+
+    /// For how long this guest's copy at `dest` may lag behind. The destination need not be one of the configuration.
+    pub fn sent_max_age(&self, subject: &Subject, dest: &str) -> Option<Span> {
+        let known = self.dest.iter().find(|known| known.name == dest);
+        let of_dest = || known.and_then(|known| known.sent_max_age);
+        self.first(subject, |rule| rule.sent_max_age).or_else(of_dest).or(self.sent_max_age)
+    }
+
+    /// Whether this guest's dumps go to `dest`, which need not be one of the configuration.
+    pub fn syncs(&self, subject: &Subject, dest: &str) -> bool {
+        self.first(subject, |rule| rule.sync.as_ref()).is_none_or(|names| names.iter().any(|name| name == dest))
     }
 
     /// What records of this machine carry as `node`.
@@ -313,6 +347,24 @@ sync = []
         let a = config.effective(&guest("a"));
         assert_eq!((a.priority, a.stale_after_s), (1, 86_400));
         assert_eq!(config.effective(&guest("b")).priority, 2);
+    }
+
+    #[test]
+    fn ages_of_guests_destinations_and_all() {
+        let text = "max_age = \"26h\"\nsent_max_age = \"7d\"\n[[dest]]\nname = \"box\"\n[[dest]]\nname = \"slow\"\n\
+                    sent_max_age = \"30d\"\n[[guest]]\nmatch = \"a\"\nmax_age = \"6h\"\nsent_max_age = \"1d\"\nsync = [\"slow\"]\n";
+        let config = Config::parse(text).unwrap();
+        let (a, b) = (guest("a"), guest("b"));
+        let (a, b) = (&Subject::from(&a), &Subject::from(&b));
+        let ages = |subject| {
+            let sent = ["box", "slow", "other"].map(|dest| config.sent_max_age(subject, dest).unwrap().0 / 86_400);
+            (config.max_age(subject).unwrap().0 / 3600, sent)
+        };
+        assert_eq!(ages(a), (6, [1, 1, 1]));
+        assert_eq!(ages(b), (26, [7, 30, 7]));
+        assert!(config.syncs(a, "slow") && !config.syncs(a, "box") && config.syncs(b, "box") && config.syncs(b, "x"));
+        assert_eq!(config.effective(*b).sent_max_age_s["slow"], 30 * 86_400);
+        assert_eq!(Config::default().max_age(b), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use crate::name::{is_component, printable};
 
@@ -91,10 +92,23 @@ pub fn foreign(stat: &Stat) -> Option<String> {
         .then(|| format!("belongs to the user {}, neither root nor us ({me})", stat.st_uid))
 }
 
+/// Opens without waiting, as what may be a FIFO must be. A file that a client of this machine's file server was promised
+/// for itself cannot be opened at once: then again, until the kernel has taken the promise back (at the latest after
+/// /proc/sys/fs/lease-break-time).
+pub(crate) fn open_at(dir: BorrowedFd, name: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    loop {
+        match rustix::fs::openat(dir, name, flags | OFlags::NONBLOCK, mode) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+}
+
 /// Opens the regular file `name` for reading; `None` if it is not there.
 pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty())) {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match open_at(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP) => bail!("{} is a symbolic link", printable(name)),
@@ -110,7 +124,9 @@ pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
 /// The content of a regular file of at most `max` bytes; `None` if it is not there.
 pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
     let Some(file) = open_file(dir, name)? else { return Ok(None) };
-    let mut bytes = Vec::new();
+    // A guess: it may grow or shrink meanwhile. A byte more, so that its end is seen without another buffer.
+    let size = file.metadata().map_or(0, |data| data.len()).min(max);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
     file.take(max + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", printable(name)))?;
     ensure!(bytes.len() as u64 <= max, "{} is larger than {max} bytes", printable(name));
     Ok(Some(bytes))
@@ -120,17 +136,45 @@ pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>
 /// there is overwritten.
 pub fn write_whole(dir: BorrowedFd, temp: &str, name: &str, bytes: &[u8]) -> Result<()> {
     write_flushed(dir, temp, bytes)?;
-    rustix::io::retry_on_intr(|| rustix::fs::renameat(dir, temp, dir, name))
-        .with_context(|| format!("cannot put {} in its place", printable(name)))?;
+    replace(dir, temp, name)?;
     sync(dir)
+}
+
+/// Renames `temp` to `name`, replacing that. The directory is not flushed.
+pub fn replace(dir: BorrowedFd, temp: &str, name: &str) -> Result<()> {
+    rustix::io::retry_on_intr(|| rustix::fs::renameat(dir, temp, dir, name))
+        .with_context(|| format!("cannot put {} in its place", printable(name)))
 }
 
 /// Makes `name` hold `bytes`, flushed. A crash leaves it in any state, so it is for names that nobody reads.
 pub fn write_flushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR));
-    let mut file = File::from(fd.with_context(|| format!("cannot create {}", printable(name)))?);
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    write(create(dir, name, OFlags::TRUNC)?, name, &[bytes])
+}
+
+/// Makes `name`, which is not there yet, hold all of `pieces`, flushed.
+pub fn write_new(dir: BorrowedFd, name: &str, pieces: &[&[u8]]) -> Result<()> {
+    write(create(dir, name, OFlags::EXCL)?, name, pieces)
+}
+
+/// Makes `name`, which is not there yet, hold `bytes`. Not flushed: a crash may lose it.
+pub fn write_unflushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
+    let written = create(dir, name, OFlags::EXCL)?.write_all(bytes);
+    written.with_context(|| format!("cannot write {}", printable(name)))
+}
+
+/// Makes sure that something is called `name`.
+pub fn touch(dir: BorrowedFd, name: &str) -> Result<()> {
+    create(dir, name, OFlags::empty()).map(drop)
+}
+
+fn create(dir: BorrowedFd, name: &str, how: OFlags) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | how;
+    let fd = open_at(dir, name, flags, Mode::RUSR | Mode::WUSR);
+    Ok(File::from(fd.with_context(|| format!("cannot create {}", printable(name)))?))
+}
+
+fn write(mut file: File, name: &str, pieces: &[&[u8]]) -> Result<()> {
+    let written = pieces.iter().try_for_each(|bytes| file.write_all(bytes)).and_then(|()| file.sync_all());
     written.with_context(|| format!("cannot write {}", printable(name)))
 }
 

@@ -136,9 +136,9 @@ impl Outbox {
 }
 
 /// Refuses (exit 4) two places that are one, or of which one shows the dumps of the other: a hidden directory may lie in
-/// a store. Places that are not there yet cannot hold anything.
+/// a store. A place that is not there yet counts as what it would be once it is made.
 pub fn apart(what: &str, a: &Path, other: &str, b: &Path) -> Result<()> {
-    let (Ok(a), Ok(b)) = (a.canonicalize(), b.canonicalize()) else { return Ok(()) };
+    let (Some(a), Some(b)) = (resolve(a), resolve(b)) else { return Ok(()) };
     let shows = |outer: &Path, inner: &Path| {
         let hidden = |part: std::path::Component| part.as_os_str().as_encoded_bytes().starts_with(b".");
         inner.strip_prefix(outer).is_ok_and(|below| !below.components().any(hidden))
@@ -151,6 +151,14 @@ pub fn apart(what: &str, a: &Path, other: &str, b: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Where a path leads. The last part need not be there: nothing here makes more than that.
+fn resolve(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok().or_else(|| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    })
 }
 
 fn read_sidecar(dir: std::os::fd::BorrowedFd, stem: &Stem) -> Result<Option<Dump>> {
@@ -170,6 +178,13 @@ mod tests {
         }
         let at = |a: &str, b: &str| apart("a", &dir.path().join(a), "b", &dir.path().join(b)).is_ok();
         assert!(at("s", "t") && at("s", "s/.outbox-a") && at("s/.outbox-a", "s") && at("s", "nowhere"));
+        assert!(
+            at("s", "s/.new")
+                && at("s/web", "s/new")
+                && !at("s", "s/new")
+                && !at("s/new", "s")
+                && !at("s", "s/web/new")
+        );
         assert!(!at("s", "s") && !at("s", "s/web") && !at("s/web", "s") && !at("s", "t/../s"));
     }
 }

@@ -161,7 +161,9 @@ fn say(program: &str, id: &str, text: &str) {
 pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     if let Some(error) = crate::command::trampoline() {
         say(program, "", &format!("{error:#}"));
-        return ExitCode::from(127);
+        // As env(1) has them.
+        let missing = error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        return ExitCode::from(if missing { 127 } else { 126 });
     }
     if let Some(result) = crate::meter::run() {
         return result.map_or_else(

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod change;
+mod copy;
 
 pub use change::{Locked, Work};
 
@@ -314,7 +315,7 @@ impl Store {
     pub fn lock(&self, wait: Duration, report: &Report) -> Result<Locked<'_>> {
         let bak = self.make_bak()?;
         let what = format!("the store {}", self.path.display());
-        let mut lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, wait, &what)?;
+        let lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, wait, &what)?;
         // Only so that others can say who holds it: a full disk must not keep bak-prune from making room.
         let _ = lock.sign(&Holder::me());
         let locked = Locked { store: self, bak, _lock: lock };

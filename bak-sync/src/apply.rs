@@ -51,7 +51,7 @@ pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
 /// Takes the lock of a whole pass: one sender a destination.
 pub fn lock(session: &Session, outbox: &Outbox) -> Result<Lock> {
     let bak = outbox.store.make_bak()?;
-    let mut lock =
+    let lock =
         Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", outbox.dest))?;
     lock.sign(&Holder::me())?;
     Ok(lock)

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 pub fn count(kit: &crate::Kit, argv: &[OsString], log: &Path) -> BTreeMap<String, usize> {
     let mut command = kit.command("strace");
     command.args(["-f", "-qq", "-o"]).arg(log).arg("--").args(argv);
-    let status = command.stdin(Stdio::null()).status().unwrap();
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
     assert!(status.success(), "the scenario itself must succeed: {argv:?}");
     let mut calls = BTreeMap::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {

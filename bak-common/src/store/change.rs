@@ -33,7 +33,7 @@ pub struct Locked<'a> {
 pub struct Work {
     path: PathBuf,
     base: OwnedFd,
-    dir: OwnedFd,
+    pub(super) dir: OwnedFd,
     stem: Stem,
     lock: Lock,
     decided: bool,
@@ -52,15 +52,14 @@ impl Locked<'_> {
             Err(Errno::EXIST) => {
                 // Recovery, just now, left it: somebody works there, or it cannot be published.
                 let dir = fsio::open_dir(base.as_fd(), stem.as_str()).context("cannot open a work directory")?;
-                let who = holder(dir.as_fd(), WORK_LOCK)
-                    .map_or_else(String::new, |h| format!(" by {} (pid {} on {})", h.program, h.pid, h.node));
+                let who = holder(dir.as_fd(), WORK_LOCK).map_or_else(String::new, |h| format!(" by {h}"));
                 return Err(Kind::Locked.says(format!("{stem} is being made already{who}")));
             }
             Err(error) => return Err(error).context("cannot make a work directory"),
         }
         let dir = fsio::open_dir(base.as_fd(), stem.as_str()).context("cannot open the work directory")?;
         let lock = Lock::try_take(dir.as_fd(), WORK_LOCK, Hold::Exclusive)?;
-        let mut lock = lock.context("somebody else took the lock of a new work directory")?;
+        let lock = lock.context("somebody else took the lock of a new work directory")?;
         lock.sign(&Holder { place: Some(place.to_owned()), ..Holder::me() })?;
         let path = self.store.path.join(BAK).join(WORK).join(stem.as_str());
         Ok(Work { path, base, dir, stem: stem.clone(), lock, decided: false })
