@@ -5,10 +5,15 @@ use bak_common::args::{Common, Picks, Places, Session};
 use bak_common::report::Kind;
 use bak_common::units::Span;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
+use crate::archive::{self, Way};
 use crate::edit::{self, Order};
+use crate::hold;
+use crate::monitor;
 use crate::observe;
+use crate::repair;
 use crate::show::{self, Chooser, Only};
 use crate::status::{Status, moves_text};
 
@@ -47,15 +52,40 @@ enum Command {
     Set(Set),
     /// Drop guests from the database; their dumps stay
     Forget(Forget),
+    /// Say whether all is well, for monitoring: a Nagios plugin, with exit statuses of its own
+    Check(monitor::Check),
+    /// Run a command while a guest is claimed, and set the guest's status by how it ends
+    Claim(Claim),
+    /// Set guests aside: ARCHIVED, and their dumps moved from the store to the archive
+    #[command(after_help = moving_help("bak-state archive --db /var/lib/bak --store /srv/dumps --archive-dir /mnt/archive web"))]
+    Archive(Moving),
+    /// Take guests back: their dumps moved from the archive to the store, then BACKUP_NECESSARY
+    #[command(after_help = moving_help("bak-state activate --db /var/lib/bak --store /srv/dumps --archive-dir /mnt/archive web"))]
+    Activate(Moving),
+}
+
+fn moving_help(example: &str) -> String {
+    format!(
+        "Example: (`store`, `archive` and `db` may as well stand in the configuration)\n  {example}\n\n\
+         Nothing is dumped. Where both places are on one file system the dumps are linked, else copied and read back, \
+         before they go from where they were. What was interrupted, the same call finishes. Dumps that are not good stay \
+         and are reported. A guest is refused, and nothing of it changed, while its claim is held, and where something \
+         else lies in the way of one of its dumps.\n\n\
+         Legal moves; a dead worker's BACKUP_IN_PROGRESS goes by way of BACKUP_NECESSARY:\n{}\n{STATUSES}",
+        moves_text()
+    )
 }
 
 #[derive(Args, Debug)]
-struct Base {
+pub struct Base {
     /// The directory of the database
     #[arg(long, value_name = "DIR")]
     db: Option<PathBuf>,
+    /// First leave out what cannot be read in the database, keep a copy of the damaged file, and say what was dropped
+    #[arg(long)]
+    pub(crate) repair: bool,
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 #[derive(Args, Debug)]
@@ -145,12 +175,75 @@ struct Forget {
     base: Base,
 }
 
+const CLAIM: &str = "\
+Examples: dumps by hand, counted as such
+  bak-state claim --db /var/lib/bak web -- cp /var/lib/libvirt/images/web.raw /var/tmp
+  bak-state claim --look web -- sh -c 'tar -cf /var/tmp/$BAK_ID.tar /var/lib/libvirt/images'
+
+While the command runs the guest is BACKUP_IN_PROGRESS, and nobody else can claim it; what the
+command leaves running holds the claim too. If it exits with 0 the guest becomes CLEAN. It
+becomes BACKUP_NECESSARY, and standard error says why, if the command fails or is stopped, or if
+any observation meanwhile (the command's own, too) saw another fingerprint, a change, another
+uid, or that the guest was started and cannot be dumped while it runs.
+
+The command gets the caller's standard streams and, in its environment, BAK_VM, BAK_STARTED and
+BAK_ID (<vm>@<start>). Signals that stop bak-state are passed on to it. `observe --store` counts
+a guest without a dump in the store as BACKUP_NECESSARY, whatever a command made of it.
+
+Exit status: the command's; 128 and the signal's number if a signal killed it; 126 if it cannot
+be run; 127 if it is not found; 1 if it exited with 0 and the status could not be set. Before it
+begins: 2 usage or configuration; 3 the guest is claimed, which is not waited for, or the database
+is locked (--wait); 4 refused: it is unknown or ARCHIVED.";
+
+#[derive(Args, Debug)]
+#[command(after_help = CLAIM)]
+struct Claim {
+    /// The guest, by its exact name
+    vm: String,
+    /// The command and its arguments; no shell comes between
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// Have bak-guests look at the guest before and after, by what the configuration says; a look that fails is no proof
+    #[arg(long)]
+    look: bool,
+    #[command(flatten)]
+    base: Base,
+}
+
+#[derive(Args, Debug)]
+struct Moving {
+    /// Names or patterns; `-`: records on standard input
+    #[arg(value_name = "VM")]
+    guests: Vec<String>,
+    /// The archive, a store of its own: a directory apart from the store, or hidden in it
+    #[arg(long, value_name = "DIR")]
+    archive_dir: Option<PathBuf>,
+    /// The store of dumps
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    #[command(flatten)]
+    picks: Picks,
+    #[command(flatten)]
+    base: Base,
+}
+
+impl Moving {
+    fn order(&self, session: &Session, way: Way) -> Result<archive::Order> {
+        let store = Places { store: self.store.clone(), ..Places::default() }.store(&session.config)?;
+        let archive = self.archive_dir.clone().or_else(|| session.config.archive.clone());
+        let archive = archive.ok_or_else(|| {
+            Kind::Usage.says("no archive: name one by --archive-dir DIR or `archive` in the configuration")
+        })?;
+        Ok(archive::Order { way, store, archive })
+    }
+}
+
 impl Base {
-    fn session(&self) -> Result<Session> {
+    pub fn session(&self) -> Result<Session> {
         self.common.session("bak-state")
     }
 
-    fn db(&self, session: &Session) -> Result<PathBuf> {
+    pub fn db(&self, session: &Session) -> Result<PathBuf> {
         let path = self.db.clone().or_else(|| session.config.db.clone());
         path.ok_or_else(|| Kind::Usage.says("no database: name one by --db DIR or `db` in the configuration"))
     }
@@ -158,20 +251,34 @@ impl Base {
 
 /// Runs the program; the exit status.
 pub fn run() -> Result<u8> {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        // Monitoring knows no other exit statuses than its own.
+        Err(error) if error.use_stderr() && std::env::args_os().nth(1).is_some_and(|word| word == "check") => {
+            return Ok(monitor::usage(&error));
+        }
+        Err(error) => error.exit(),
+    };
     let base = match &command {
+        Command::Check(args) => return monitor::run(args),
         Command::Observe(args) => &args.base,
         Command::Get(args) => &args.base,
         Command::List(args) => &args.base,
         Command::Set(args) => &args.base,
         Command::Forget(args) => &args.base,
+        Command::Claim(args) => &args.base,
+        Command::Archive(args) | Command::Activate(args) => &args.base,
     };
     let session = &base.session()?;
     let path = &base.db(session)?;
     if base.common.check_config {
         return show::check_config(session, path);
     }
+    if base.repair {
+        repair::run(session, path)?;
+    }
     match &command {
+        Command::Check(args) => monitor::run(args),
         Command::Observe(args) => observe::run(session, path, &args.places, args.due),
         Command::Get(args) => {
             let chooser = Chooser::explicit(session, &args.picks, &args.guests)?;
@@ -191,7 +298,19 @@ pub fn run() -> Result<u8> {
             let chooser = Chooser::explicit(session, &args.picks, &args.guests)?;
             edit::forget(session, path, &chooser, args.force)
         }
+        Command::Claim(args) => {
+            let config = args.base.common.config.clone();
+            hold::run(session, path, &hold::Order { vm: &args.vm, command: &args.command, look: args.look, config })
+        }
+        Command::Archive(args) => moving(session, path, args, Way::Archive),
+        Command::Activate(args) => moving(session, path, args, Way::Activate),
     }
+}
+
+fn moving(session: &Session, path: &Path, args: &Moving, way: Way) -> Result<u8> {
+    let order = args.order(session, way)?;
+    let chooser = Chooser::explicit(session, &args.picks, &args.guests)?;
+    archive::run(session, path, &chooser, &order)
 }
 
 #[cfg(test)]

@@ -7,25 +7,36 @@
 //! details beside the old guest's ARCHIVED would hide the new one for good, while old details beside the new one's
 //! BACKUP_NECESSARY are noticed again.
 //!
+//! A lock may be lost while it is held: a client that was cut off from its file server loses its locks and is not told,
+//! and a server that takes two clients for one gives both of them the same lock. Therefore every holding has a number, the
+//! generation, which is written into the lock's file when it is taken; the files to be renamed are called by it and are
+//! never made twice; whoever comes next removes those of the generation before, *then* reads. So a rename that comes too
+//! late finds nothing to rename. And just before the renames the lock is proved, see [`Lock::prove`].
+//!
 //! The order of locks is database, then claim. Who holds a claim may wait for the database, because whoever has the
 //! database never waits for a claim.
 
 use anyhow::{Context, Result, anyhow, bail};
+use bak_common::calendar::Time;
 use bak_common::fsio;
-use bak_common::lock::{Hold, Holder, Lock};
+use bak_common::lock::{Hold, Holder, Lock, boot_id, holder};
 use bak_common::report::{Kind, Report};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::format::{DETAILS, Damage, LOCK, STATEDB, Table, VERSION, check_version, version_text};
+use crate::batch::{Answer, Orders, Request, Waiting};
+use crate::format::{DETAILS, Damage, Details, LOCK, STATEDB, Table, VERSION, check_version, find, version_text};
 
 const CLAIMS: &str = "claims";
-const TEMP: &str = ".vmtool-new";
+/// All files that are ever replaced.
+const FILES: [&str; 3] = [VERSION, DETAILS, STATEDB];
 const FILE_MAX: u64 = 1 << 30;
 
 /// A database that was opened. All access goes through its open directory.
@@ -63,8 +74,26 @@ pub struct Step {
     /// Absent in the plan for a database that is not there yet.
     db: Option<Db>,
     path: PathBuf,
-    write: bool,
-    _lock: Option<Lock>,
+    held: Option<Held>,
+}
+
+/// The database's lock, and whether it is ours alone: then files may be replaced.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Shared { _lock: Lock },
+    Exclusive { lock: Lock, me: Holder },
+}
+
+/// Whose turn it was.
+#[derive(Debug)]
+pub enum Turn {
+    Ours(Step),
+    Done(Answer),
+}
+
+/// What a file is called before it is renamed into its place.
+fn temp(generation: u64, name: &str) -> String {
+    format!(".{name}-{generation}")
 }
 
 impl Db {
@@ -109,22 +138,25 @@ impl Db {
 
     /// Makes the files of a new database: the version first, so that there is never a list without one.
     fn found(&self) -> Result<()> {
-        let _lock = self.lock(Hold::Exclusive)?;
+        let held = self.lock(Hold::Exclusive)?;
         if fsio::stat(self.dir(), STATEDB)?.is_some() {
             return Ok(());
         }
         self.refuse_lost_list()?;
-        if fsio::stat(self.dir(), VERSION)?.is_none() {
-            fsio::write_whole(self.dir(), TEMP, VERSION, version_text().as_bytes())?;
-        }
-        fsio::write_whole(self.dir(), TEMP, STATEDB, b"")
+        let version = fsio::stat(self.dir(), VERSION)?.is_none().then(version_text);
+        self.replace(
+            &held,
+            &[(VERSION, version.as_ref().map(|text| vec![text.as_bytes()])), (STATEDB, Some(Vec::new()))],
+        )
     }
 
     fn refuse_lost_list(&self) -> Result<()> {
-        match fsio::stat(self.dir(), DETAILS)? {
+        match fsio::stat(self.dir(), DETAILS)?.filter(|stat| stat.st_size > 0) {
             None => Ok(()),
-            Some(_) => Err(Kind::Refused
-                .says(format!("{} is missing, and {DETAILS} beside it is not: was it deleted?", self.file(STATEDB)))),
+            Some(_) => Err(Kind::Refused.says(format!(
+                "{} is missing or empty, and {DETAILS} beside it is not: was it deleted? --repair makes it anew",
+                self.file(STATEDB)
+            ))),
         }
     }
 
@@ -132,40 +164,125 @@ impl Db {
         self.inner.dir.as_fd()
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.inner.path.join(name).display().to_string()
     }
 
-    fn lock(&self, hold: Hold) -> Result<Lock> {
-        let what = format!("the database {}", self.inner.path.display());
-        let mut lock = Lock::take(self.dir(), LOCK, hold, self.inner.wait, &what)?;
-        if hold == Hold::Exclusive {
-            lock.sign(&Holder::me())?;
+    pub(crate) fn what(&self) -> String {
+        format!("the database {}", self.inner.path.display())
+    }
+
+    fn take_lock(&self, hold: Hold) -> Result<Lock> {
+        Lock::take(self.dir(), LOCK, hold, self.inner.wait, &self.what())
+    }
+
+    pub(crate) fn lock(&self, hold: Hold) -> Result<Held> {
+        let lock = self.take_lock(hold)?;
+        match hold {
+            Hold::Shared => Ok(Held::Shared { _lock: lock }),
+            Hold::Exclusive => self.begin_writing(lock),
         }
-        Ok(lock)
+    }
+
+    /// Numbers this holding of the lock, and makes late renames of the one before fail.
+    fn begin_writing(&self, lock: Lock) -> Result<Held> {
+        let before = holder(self.dir(), LOCK).unwrap_or_default();
+        let token = Some(uuid::Uuid::new_v4().simple().to_string());
+        let me = Holder { generation: before.generation.saturating_add(1), token, boot: boot_id(), ..Holder::me() };
+        lock.sign(&me)?;
+        lock.sync()?;
+        for name in FILES {
+            let temp = temp(before.generation, name);
+            // What another client of a file server has made, this one may believe not to be there, and then does not
+            // remove it: so it is made first.
+            if before.boot.is_none() || before.boot != me.boot {
+                fsio::touch(self.dir(), &temp)?;
+            }
+            fsio::unlink(self.dir(), &temp)?;
+        }
+        Ok(Held::Exclusive { lock, me })
+    }
+
+    /// Replaces those of the files that have new content, in this order, all or none but for a crash in between.
+    pub(crate) fn replace(&self, held: &Held, files: &[(&'static str, Option<Vec<&[u8]>>)]) -> Result<()> {
+        let Held::Exclusive { lock, me } = held else { bail!("the database is locked for reading only") };
+        let files = files.iter().filter_map(|(name, bytes)| Some((*name, temp(me.generation, name), bytes.as_ref()?)));
+        let files: Vec<_> = files.collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        let replaced = files
+            .iter()
+            .try_for_each(|(_, temp, bytes)| fsio::write_new(self.dir(), temp, bytes))
+            .and_then(|()| lock.prove(self.dir(), LOCK, me))
+            .and_then(|()| files.iter().try_for_each(|(name, temp, _)| fsio::replace(self.dir(), temp, name)))
+            .map_err(|error| match error.downcast_ref::<Errno>().copied() {
+                // One of ours was there before us, or is no longer: somebody else has written as us, or cleared us away.
+                Some(Errno::EXIST | Errno::NOENT) => {
+                    Kind::Locked.of(error.context(format!("{} was taken over by another writer", self.what())))
+                }
+                _ => error,
+            })
+            .and_then(|()| fsio::sync(self.dir()))
+            .with_context(|| format!("cannot write {}", self.what()));
+        if replaced.is_err() {
+            for (_, temp, _) in &files {
+                // Whoever comes next removes what cannot be removed now.
+                let _ = fsio::unlink(self.dir(), temp);
+            }
+        }
+        replaced
     }
 
     /// Locks this database for one step.
     pub(crate) fn step(&self, mode: Mode) -> Result<Step> {
-        let lock = self.lock(if mode == Mode::Write { Hold::Exclusive } else { Hold::Shared })?;
-        if let Some(text) = fsio::read_file(self.dir(), VERSION, 1 << 16)? {
-            check_version(&String::from_utf8_lossy(&text))
-                .map_err(|error| Kind::Refused.says(format!("{}: {error:#}", self.file(VERSION))))?;
-        } else if fsio::stat(self.dir(), STATEDB)?.is_some() {
+        self.step_with(self.lock(if mode == Mode::Write { Hold::Exclusive } else { Hold::Shared })?)
+    }
+
+    /// Locks this database to carry out `request`, unless somebody does so while we wait.
+    pub(crate) fn turn(&self, request: &Request) -> Result<Turn> {
+        if let Some(lock) = Lock::try_take(self.dir(), LOCK, Hold::Exclusive)? {
+            return Ok(Turn::Ours(self.step_with(self.begin_writing(lock)?)?));
+        }
+        // Where no order can be left, as on a full disk, we wait like all others.
+        let waiting = Waiting::leave(self.dir(), request).ok().flatten();
+        let lock = match (self.take_lock(Hold::Exclusive), &waiting) {
+            (Err(error), Some(waiting)) if !waiting.withdraw() => self
+                .take_lock(Hold::Exclusive)
+                .map_err(|_| Kind::Locked.of(error.context("another program is carrying this out, or died of it")))?,
+            (taken, _) => taken?,
+        };
+        if let Some(answer) = waiting.as_ref().map(Waiting::answer).transpose()?.flatten() {
+            return Ok(Turn::Done(answer));
+        }
+        drop(waiting);
+        Ok(Turn::Ours(self.step_with(self.begin_writing(lock)?)?))
+    }
+
+    fn step_with(&self, held: Held) -> Result<Step> {
+        if !self.has_version()? && fsio::stat(self.dir(), STATEDB)?.is_some() {
             return Err(Kind::Refused.says(format!(
-                "{} is missing: if this is a database of version 1.0, put the line `DB_VERSION: 1.0` there",
+                "{} is missing: if this is a database of version 1.0, put the line `DB_VERSION: 1.0` there, or --repair",
                 self.file(VERSION)
             )));
         }
-        if fsio::stat(self.dir(), STATEDB)?.is_none() {
+        // Nothing of bak's leaves an empty list beside details: see `Step::commit`.
+        if fsio::stat(self.dir(), STATEDB)?.is_none_or(|stat| stat.st_size == 0) {
             self.refuse_lost_list()?;
         }
-        Ok(Step {
-            db: Some(self.clone()),
-            path: self.inner.path.clone(),
-            write: mode == Mode::Write,
-            _lock: Some(lock),
-        })
+        Ok(self.as_it_is(held))
+    }
+
+    pub(crate) fn as_it_is(&self, held: Held) -> Step {
+        Step { db: Some(self.clone()), path: self.inner.path.clone(), held: Some(held) }
+    }
+
+    /// Whether there is a version; one that this program does not know is refused.
+    pub(crate) fn has_version(&self) -> Result<bool> {
+        let Some(text) = fsio::read_file(self.dir(), VERSION, 1 << 16)? else { return Ok(false) };
+        check_version(&String::from_utf8_lossy(&text))
+            .map_err(|error| Kind::Refused.says(format!("{}: {error:#}", self.file(VERSION))))?;
+        Ok(true)
     }
 
     /// The directory of the claims, if there are any.
@@ -182,6 +299,14 @@ impl Db {
     }
 }
 
+/// The error for a database that is to be used as it is, and is not there.
+pub(crate) fn missing(path: &Path) -> anyhow::Error {
+    Kind::Usage.says(format!(
+        "there is no database at {}: `bak-state observe` makes it, or name another by --db",
+        path.display()
+    ))
+}
+
 impl Step {
     /// Locks the database at `path`: which must be there to be read, is made to be written, and may be missing in a plan.
     pub fn begin(path: &Path, wait: Duration, mode: Mode) -> Result<Self> {
@@ -191,18 +316,32 @@ impl Step {
         };
         match db {
             Some(db) => db.step(mode),
-            None if mode == Mode::Plan => Ok(Self { db: None, path: path.to_owned(), write: false, _lock: None }),
-            None => Err(Kind::Usage.says(format!(
-                "there is no database at {}: `bak-state observe` makes it, or name another by --db",
-                path.display()
-            ))),
+            None if mode == Mode::Plan => Ok(Self { db: None, path: path.to_owned(), held: None }),
+            None => Err(missing(path)),
         }
     }
 
-    fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let Some(db) = &self.db else { return Ok(Vec::new()) };
+    /// As [`Step::begin`], to write; unless somebody carries out `request` while we wait.
+    pub fn begin_or_done(path: &Path, wait: Duration, request: &Request) -> Result<Turn> {
+        Db::open(path, wait)?.turn(request)
+    }
+
+    /// What those who wait want to be done, if anything may be written.
+    pub fn orders(&self) -> Result<Orders> {
+        match (&self.db, &self.held) {
+            (Some(db), Some(Held::Exclusive { .. })) => Orders::read(db.dir()),
+            _ => Ok(Orders::default()),
+        }
+    }
+
+    pub(crate) fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(db) = &self.db else { return Ok(None) };
         let read = fsio::read_file(db.dir(), name, FILE_MAX);
-        Ok(read.with_context(|| format!("cannot read the database {}", self.path.display()))?.unwrap_or_default())
+        read.with_context(|| format!("cannot read the database {}", self.path.display()))
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(self.read_if_there(name)?.unwrap_or_default())
     }
 
     pub fn statedb(&self) -> Result<Vec<u8>> {
@@ -213,6 +352,34 @@ impl Step {
         self.read(DETAILS)
     }
 
+    /// The details of a few guests, read without the others where that is possible.
+    pub fn details_of(&self, wanted: &HashSet<&str>) -> Result<Details> {
+        const FEW: usize = 16;
+        let mut found = Details::default();
+        let file = match &self.db {
+            Some(db) if wanted.len() <= FEW => fsio::open_file(db.dir(), DETAILS)?,
+            _ => None,
+        };
+        if let Some(file) = file {
+            let len = file.metadata().context("cannot look at the details")?.len();
+            let read = |at, len| -> Result<Vec<u8>> {
+                let mut bytes = vec![0; len];
+                let read = file.read_at(&mut bytes, at).context("cannot read the details")?;
+                bytes.truncate(read);
+                Ok(bytes)
+            };
+            for vm in wanted {
+                if let Some(detail) = find(len, vm, read)? {
+                    found.set(detail);
+                }
+            }
+        }
+        if found.by_vm.len() < wanted.len() {
+            found = Details::parse_some(&self.details()?, |vm| wanted.contains(vm));
+        }
+        Ok(found)
+    }
+
     fn damage(&self, damage: &Damage) -> String {
         format!("{}:{}", self.path.join(damage.file).display(), damage.line)
     }
@@ -221,7 +388,10 @@ impl Step {
     pub fn sound(&self, damage: &[Damage]) -> Result<()> {
         let Some(first) = damage.first() else { return Ok(()) };
         let place = self.damage(first);
-        Err(Kind::Refused.says(format!("{place}: {}; nothing is written until that line is mended", first.why)))
+        Err(Kind::Refused.says(format!(
+            "{place}: {}; nothing is written until that line is mended (--repair leaves it out)",
+            first.why
+        )))
     }
 
     /// Reports what could not be read.
@@ -231,32 +401,40 @@ impl Step {
         }
     }
 
+    /// The directory of the claims, if there are any.
+    pub(crate) fn claims(&self) -> Result<Option<OwnedFd>> {
+        self.db.as_ref().map_or(Ok(None), Db::claims)
+    }
+
     /// Whether somebody holds the claim of `vm`, by its encoded name. A shared lock tells, so that two who look do not
     /// see each other.
     pub fn held(&self, encoded: &str) -> Result<bool> {
-        let Some(db) = &self.db else { return Ok(false) };
-        let Some(claims) = db.claims()? else { return Ok(false) };
+        let Some(claims) = self.claims()? else { return Ok(false) };
         if fsio::stat(claims.as_fd(), encoded)?.is_none() {
             return Ok(false);
         }
         Ok(Lock::try_take(claims.as_fd(), encoded, Hold::Shared)?.is_none())
     }
 
-    /// Writes what has changed: the statuses, and the details if there are any.
+    /// When the claim of `vm` was last taken, by its encoded name; `None` if it never was.
+    pub fn claimed_at(&self, encoded: &str) -> Result<Option<Time>> {
+        let Some(claims) = self.claims()? else { return Ok(None) };
+        Ok(fsio::stat(claims.as_fd(), encoded)?.and_then(|stat| Time::from_unix(stat.st_mtime)))
+    }
+
+    /// Writes what has changed: the statuses, and the details if there are any. In a plan nothing.
     pub fn commit(&self, table: &Table, details: Option<Vec<u8>>, first: First) -> Result<()> {
-        let Some(db) = self.db.as_ref().filter(|_| self.write) else { return Ok(()) };
+        let (Some(db), Some(held @ Held::Exclusive { .. })) = (&self.db, &self.held) else { return Ok(()) };
         if !table.damage.is_empty() {
             bail!("a damaged list of guests must not be written");
         }
-        let statuses = table.to_text().map(String::into_bytes);
-        let files = [(DETAILS, details), (STATEDB, statuses)];
-        let write = |(name, bytes): &(&str, Option<Vec<u8>>)| match bytes {
-            Some(bytes) => fsio::write_whole(db.dir(), TEMP, name, bytes),
-            None => Ok(()),
-        };
-        match first {
-            First::Details => files.iter().try_for_each(write),
-            First::Statuses => files.iter().rev().try_for_each(write),
+        let statuses = table.to_pieces();
+        let statuses = statuses.as_ref().map(|pieces| pieces.iter().map(|piece| piece.as_bytes()).collect());
+        let mut files = [(DETAILS, details.as_deref().map(|bytes| vec![bytes])), (STATEDB, statuses)];
+        // Of the first guests, too: an empty list beside details is what is left where the list was lost.
+        if first == First::Statuses || table.was_empty() {
+            files.reverse();
         }
+        db.replace(held, &files)
     }
 }

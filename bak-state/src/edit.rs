@@ -8,10 +8,11 @@ use bak_common::name::GuestName;
 use bak_common::report::Kind;
 use std::path::Path;
 
-use crate::db::{First, Mode, Step};
+use crate::batch::{Answer, Done, Request};
+use crate::db::{First, Mode, Step, Turn};
 use crate::format::{Details, Table};
 use crate::print::{Printer, Row};
-use crate::show::{Chooser, Chosen};
+use crate::show::{Chooser, Chosen, GLOB};
 use crate::status::{Status, legal};
 
 /// What `set` was told.
@@ -35,38 +36,71 @@ fn mode(session: &Session) -> Mode {
 }
 
 pub fn set(session: &Session, path: &Path, chooser: &Chooser, order: Order) -> Result<u8> {
-    let step = Step::begin(path, session.wait, mode(session))?;
+    let step = match request(session, chooser, order) {
+        None => Step::begin(path, session.wait, mode(session))?,
+        Some(request) => match Step::begin_or_done(path, session.wait, &request)? {
+            Turn::Ours(step) => step,
+            Turn::Done(answer) => return report(session, answer, order.to),
+        },
+    };
     let statedb = step.statedb()?;
     let mut table = Table::parse(&statedb);
     step.sound(&table.damage)?;
-    let chosen = choose(&step, chooser, &table)?;
-    let mut moves = Vec::new();
-    let Chosen { mut named, found, missing } = chosen;
+    let Chosen { mut named, found, missing } = choose(&step, chooser, &table)?;
     for word in missing {
         // A pattern that fits nothing must not become a guest.
-        if word.contains(['*', '?', '[', '{']) {
+        if word.contains(GLOB) {
             session.report.fail(&word, &anyhow!("no guest in the database fits"));
         } else {
             named.push(word);
         }
     }
-    let all = named.into_iter().map(|vm| (vm, true)).chain(found.into_iter().map(|vm| (vm, false)));
-    for (vm, named) in all {
-        let was = table.get(&vm);
-        // A pattern asks for those that are as `--from` says; a name says that this one is.
-        if !named && order.from.is_some() && was != order.from {
-            continue;
-        }
-        match judge(&step, &vm, was, order) {
-            Ok(()) => {
-                table.set(&vm, order.to);
-                moves.push(Move { vm, was, to: Some(order.to) });
-            }
-            Err(error) => session.report.fail(&vm, &error),
+    // A pattern asks for those that are as `--from` says; a name says that this one is.
+    let found = found.into_iter().filter(|vm| order.from.is_none() || table.get(vm) == order.from);
+    let all: Vec<String> = named.into_iter().chain(found).collect();
+    let ours = carry_out(&step, &mut table, all, order);
+    let orders = step.orders()?;
+    let mut answers = Vec::new();
+    for (token, Request { to, force, vms }) in &orders.waiting {
+        // Other words may be patterns: whoever wrote them looks for himself.
+        if vms.iter().all(|vm| table.get(vm).is_some()) {
+            let order = Order { to: *to, from: None, force: *force };
+            answers.push((token.clone(), carry_out(&step, &mut table, vms.clone(), order)));
         }
     }
     step.commit(&table, None, First::Details)?;
+    orders.answer(&answers);
     drop(step);
+    report(session, ours, order.to)
+}
+
+/// What somebody else may do for us: an order that does not depend on who carries it out.
+fn request(session: &Session, chooser: &Chooser, order: Order) -> Option<Request> {
+    let vms = chooser.plain_words().filter(|_| order.from.is_none() && !session.dry_run)?;
+    Some(Request { to: order.to, force: order.force, vms })
+}
+
+/// Moves the guests that may be moved so.
+fn carry_out(step: &Step, table: &mut Table, vms: Vec<String>, order: Order) -> Answer {
+    let one = |vm: String| {
+        let was = table.get(&vm);
+        let result = judge(step, &vm, was, order);
+        if result.is_ok() {
+            table.set(&vm, order.to);
+        }
+        Done::new(vm, was, &result)
+    };
+    Answer(vms.into_iter().map(one).collect())
+}
+
+fn report(session: &Session, answer: Answer, to: Status) -> Result<u8> {
+    let mut moves = Vec::new();
+    for done in answer.0 {
+        match done.result() {
+            Ok(()) => moves.push(Move { vm: done.vm, was: done.was, to: Some(to) }),
+            Err(error) => session.report.fail(&done.vm, &error),
+        }
+    }
     print(session, &moves)
 }
 

@@ -7,73 +7,22 @@ use anyhow::{Result, anyhow};
 use bak_common::args::{Places, Session};
 use bak_common::calendar::Time;
 use bak_common::jsonl;
-use bak_common::outbox::Outbox;
-use bak_common::record::{Dump, Guest, GuestKey, Record, Skipped, to_line};
-use bak_common::store::Store;
-use std::collections::{HashMap, HashSet};
+use bak_common::record::{Guest, GuestKey, Record, Skipped, to_line};
+use bak_common::select::Subject;
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::db::{First, Mode, Step};
+use crate::evidence::Evidence;
 use crate::format::{Details, Table};
 use crate::print::Printer;
 use crate::show::state_text;
-use crate::status::{Facts, InStore, Observed, Status, Why, observe, runs};
+use crate::status::{Detail, Facts, InStore, Observed, Status, Why, observe, runs, unsent};
 
-/// Newest starts by guest.
-type Newest = HashMap<GuestKey, Time>;
-
-/// What stores and outboxes say.
-struct Evidence {
-    store: Option<Store>,
-    dumps: Option<Newest>,
-    sent: Newest,
-}
-
-fn newest<'a>(dumps: impl Iterator<Item = &'a Dump>, into: &mut Newest) {
-    for dump in dumps {
-        let newest = into.entry(dump.key()).or_insert(dump.started);
-        *newest = dump.started.max(*newest);
-    }
-}
-
-impl Evidence {
-    fn gather(session: &Session, places: &Places) -> Result<Self> {
-        let config = &session.config;
-        let store = match places.store.as_ref().or(config.store.as_ref()) {
-            Some(path) => Some(Store::open(path)?),
-            None => None,
-        };
-        let mut evidence = Self { store, dumps: None, sent: Newest::new() };
-        if !config.dest.is_empty() || !places.dest.is_empty() || places.outbox.is_some() {
-            for dest in places.destinations(config, &[])?.iter().filter(|dest| dest.outbox.exists()) {
-                let history = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?.history()?;
-                newest(history.dumps.iter(), &mut evidence.sent);
-                for bad in history.unreadable {
-                    session.report.fail(&format!("{}: sent/{}", dest.name, bad.path()), &bad.error);
-                }
-            }
-        }
-        evidence.look(Some(session));
-        Ok(evidence)
-    }
-
-    /// Lists the store; the first time what cannot be read is reported.
-    fn look(&mut self, first: Option<&Session>) {
-        let Some(store) = &self.store else { return };
-        let listing = store.list();
-        if let Some(session) = first {
-            listing.report(store, &session.report);
-        }
-        let mut dumps = Newest::new();
-        newest(listing.good().map(|entry| &entry.dump), &mut dumps);
-        self.dumps = Some(dumps);
-    }
-
-    fn in_store(&self, key: &GuestKey) -> InStore {
-        match &self.dumps {
-            None => InStore::Unknown,
-            Some(dumps) => dumps.get(key).map_or(InStore::Nothing, |started| InStore::Newest(*started)),
-        }
+fn in_store(evidence: &Evidence, key: &GuestKey) -> InStore {
+    match evidence.local(key) {
+        None => InStore::Unknown,
+        Some(starts) => starts.iter().max().map_or(InStore::Nothing, |started| InStore::Newest(*started)),
     }
 }
 
@@ -93,12 +42,32 @@ pub fn run(session: &Session, path: &Path, places: &Places, due: bool) -> Result
         }
     }
     // Nothing listed is no news of anybody.
-    let observed = if guests.is_empty() { Vec::new() } else { update(session, path, evidence, &mut guests)? };
+    let observed =
+        if guests.is_empty() { Vec::new() } else { update(session, path, evidence, &mut guests, Look::AtAll)? };
     print(session, dumps, guests, &observed, due)
 }
 
+/// Brings the database up to date with what `guest` says, as `observe` without a store does.
+pub fn one(session: &Session, path: &Path, guest: Guest) -> Result<()> {
+    update(session, path, Evidence::default(), &mut [guest], Look::AtOne).map(drop)
+}
+
+/// Whose absence a look says something about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    AtAll,
+    /// Of the others it says nothing, not even that somebody looks for them.
+    AtOne,
+}
+
 /// Brings the database up to date and annotates `guests`.
-fn update(session: &Session, path: &Path, mut evidence: Evidence, guests: &mut [Guest]) -> Result<Vec<Observed>> {
+fn update(
+    session: &Session,
+    path: &Path,
+    mut evidence: Evidence,
+    guests: &mut [Guest],
+    scope: Look,
+) -> Result<Vec<Observed>> {
     let mode = if session.dry_run { Mode::Plan } else { Mode::Write };
     let step = Step::begin(path, session.wait, mode)?;
     let (statedb, text) = (step.statedb()?, step.details()?);
@@ -106,6 +75,7 @@ fn update(session: &Session, path: &Path, mut evidence: Evidence, guests: &mut [
     let mut details = Details::parse(&text);
     step.sound(&table.damage)?;
     step.sound(&details.damage)?;
+    let now = session.clock();
     let mut held = HashSet::new();
     for guest in guests.iter().filter(|guest| table.get(guest.vm.as_str()) == Some(Status::BackupInProgress)) {
         if step.held(&guest.vm.encoded())? {
@@ -116,19 +86,24 @@ fn update(session: &Session, path: &Path, mut evidence: Evidence, guests: &mut [
         let one = |guest: &Guest| {
             let vm = guest.vm.as_str();
             let known = table.get(vm).map(|status| (status, details.get(vm)));
-            let store = evidence.in_store(&guest.key());
-            observe(known, guest, Facts { held: held.contains(&guest.vm), store, now: session.now })
+            let store = in_store(evidence, &guest.key());
+            observe(known, guest, Facts { held: held.contains(&guest.vm), store, now })
         };
         guests.iter().map(one).collect()
     };
     let mut observed = look(&evidence);
     if observed.iter().any(|observed| observed.why == Why::NoDump) {
-        evidence.look(None);
+        evidence.look_again();
         observed = look(&evidence);
     }
-    for (guest, observed) in guests.iter_mut().zip(&observed) {
+    for (guest, observed) in guests.iter_mut().zip(&mut observed) {
+        remember_unsent(session, guest, &evidence, &mut observed.detail, now);
         let vm = guest.vm.as_str();
         let was = table.get(vm);
+        if scope == Look::AtOne {
+            let before = details.get(vm).filter(|_| !observed.replaces).and_then(|old| old.seen);
+            (observed.detail.seen, observed.detail.claimed) = (before, Some(now));
+        }
         table.set(vm, observed.status);
         details.set(observed.detail.clone());
         annotate(session, guest, observed, &evidence);
@@ -141,6 +116,17 @@ fn update(session: &Session, path: &Path, mut evidence: Evidence, guests: &mut [
     Ok(observed)
 }
 
+/// Retention may remove dumps that were never sent; how long that has gone on must be known all the same.
+fn remember_unsent(session: &Session, guest: &Guest, evidence: &Evidence, detail: &mut Detail, now: Time) {
+    let subject = Subject::from(guest);
+    let goes = |dest: &str| session.config.syncs(&subject, dest);
+    if detail.same_guest(guest)
+        && let Some((local, sent)) = evidence.backlog(&guest.key(), now, goes)
+    {
+        detail.unsent = unsent(detail.unsent, &local, sent);
+    }
+}
+
 fn line(guest: &Guest) -> String {
     to_line(&Record::Guest(Box::new(guest.clone())))
 }
@@ -149,12 +135,12 @@ fn annotate(session: &Session, guest: &mut Guest, observed: &Observed, evidence:
     let key = guest.key();
     guest.status = Some(observed.status.to_string());
     guest.changed = Some(observed.changed);
-    guest.last_dump = match evidence.in_store(&key) {
+    guest.last_dump = match in_store(evidence, &key) {
         InStore::Unknown => observed.detail.dump.as_ref().map(|dump| dump.started),
         InStore::Nothing => None,
         InStore::Newest(started) => Some(started),
     };
-    guest.last_sent = evidence.sent.get(&key).copied();
+    guest.last_sent = evidence.last_sent(&key);
     guest.planned = session.dry_run;
     if session.explain {
         guest.extra.insert("why".into(), observed.why.as_str().into());

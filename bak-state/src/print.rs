@@ -45,10 +45,20 @@ pub struct Row<'a> {
     /// The last dump that made it CLEAN.
     #[serde(skip_serializing_if = "Option::is_none")]
     dump: Option<&'a LastDump>,
+    /// Since when it is to be dumped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<Time>,
+    /// Attempts in a row that failed.
+    #[serde(skip_serializing_if = "none")]
+    failures: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     planned: bool,
+}
+
+fn none(count: &u32) -> bool {
+    *count == 0
 }
 
 impl<'a> Row<'a> {
@@ -64,7 +74,9 @@ impl<'a> Row<'a> {
             tags: &detail.tags,
             pool: detail.pool.as_deref(),
             state: Some(detail.state).filter(|state| *state != State::Unknown),
-            seen: detail.seen,
+            seen: detail.heard(),
+            due: detail.due.filter(|_| status.is_due()),
+            failures: detail.failures,
             last_dump: detail.dump.as_ref().map(|dump| dump.started),
             dump: detail.dump.as_ref(),
             ..row
@@ -75,6 +87,10 @@ impl<'a> Row<'a> {
     pub fn moved(vm: &'a str, was: Option<Status>, status: Option<Status>) -> Self {
         let text = |status: Option<Status>| status.map(Status::as_str);
         Self { v: 1, r#type: "guest", vm, status: text(status), was: text(was), ..Self::default() }
+    }
+
+    pub fn vm(&self) -> &'a str {
+        self.vm
     }
 
     pub fn because(self, why: &'a str) -> Self {

@@ -13,6 +13,9 @@ use crate::format::{Details, Table};
 use crate::print::{Printer, Row};
 use crate::status::{Detail, Status};
 
+/// What makes a word a pattern.
+pub const GLOB: [char; 4] = ['*', '?', '[', '{'];
+
 /// What to select guests of the database by.
 #[derive(Debug)]
 pub struct Chooser<'a> {
@@ -36,14 +39,17 @@ pub struct Chosen {
 impl<'a> Chooser<'a> {
     /// Reads standard input if the operands say so. Without anything to choose by it is a mistake (exit status 2).
     pub fn explicit(session: &Session, picks: &'a Picks, operands: &'a [String]) -> Result<Self> {
-        let (_, stdin) = picks.explicit(operands)?;
-        Self::new(session, picks, operands, stdin)
+        if operands.is_empty() {
+            picks.explicit(operands)?;
+        }
+        Self::any(session, picks, operands)
     }
 
     /// Without anything to choose by: all.
     pub fn any(session: &Session, picks: &'a Picks, operands: &'a [String]) -> Result<Self> {
-        let (_, stdin) = picks.selector(operands)?;
-        Self::new(session, picks, operands, stdin)
+        // Which words are patterns shows when it is known which guests there are.
+        picks.selector(&[])?;
+        Self::new(session, picks, operands, operands.iter().any(|word| word == "-"))
     }
 
     fn new(session: &Session, picks: &'a Picks, operands: &'a [String], stdin: bool) -> Result<Self> {
@@ -59,6 +65,13 @@ impl<'a> Chooser<'a> {
 
     fn words(&self) -> impl Iterator<Item = &'a String> {
         self.operands.iter().filter(|text| *text != "-")
+    }
+
+    /// The words, if there is nothing else to choose by and none of them is a pattern.
+    pub fn plain_words(&self) -> Option<Vec<String>> {
+        let pattern = |word: &String| word == "-" || word.contains(GLOB);
+        let plain = !self.filters() && !self.picks.all && !self.operands.iter().any(pattern);
+        plain.then(|| self.operands.to_vec())
     }
 
     /// Whether only names of guests that `table` has were given, so that the details need not be read to choose.
@@ -90,8 +103,8 @@ impl<'a> Chooser<'a> {
         let patterns: Vec<String> = patterns.into_iter().cloned().collect();
         let (selector, _) = self.picks.selector(&patterns)?;
         for (vm, _) in table.rows() {
-            if selector.matches(subject(vm, details.get(vm))) && taken.insert(vm.to_owned()) {
-                chosen.found.push(vm.to_owned());
+            if selector.matches(subject(&vm, details.get(&vm))) && taken.insert(vm.clone().into_owned()) {
+                chosen.found.push(vm.into_owned());
             }
         }
         chosen.missing = selector.unmatched().into_iter().map(str::to_owned).collect();
@@ -99,7 +112,7 @@ impl<'a> Chooser<'a> {
     }
 }
 
-fn subject<'a>(vm: &'a str, detail: Option<&'a Detail>) -> Subject<'a> {
+pub fn subject<'a>(vm: &'a str, detail: Option<&'a Detail>) -> Subject<'a> {
     Subject {
         vm,
         name: detail.and_then(|detail| detail.name.as_deref()),
@@ -121,7 +134,7 @@ pub struct Only {
 
 impl Only {
     fn takes(&self, session: &Session, status: Status, detail: Option<&Detail>) -> bool {
-        let seen = detail.and_then(|detail| detail.seen);
+        let seen = detail.and_then(Detail::heard);
         let gone =
             |span: Span| seen.is_none_or(|seen| session.now.since(seen) >= i64::try_from(span.0).unwrap_or(i64::MAX));
         (self.status.is_empty() || self.status.contains(&status)) && self.gone.is_none_or(gone)
@@ -132,13 +145,12 @@ impl Only {
 pub fn show(session: &Session, path: &Path, chooser: &Chooser, only: &Only) -> Result<u8> {
     let step = Step::begin(path, session.wait, Mode::Read)?;
     let statedb = step.statedb()?;
-    let text = step.details()?;
     let table = Table::parse(&statedb);
     let details = if chooser.is_plain(&table) {
         let wanted: HashSet<&str> = chooser.words().chain(&chooser.listed).map(String::as_str).collect();
-        Details::parse_some(&text, |vm| wanted.contains(vm))
+        step.details_of(&wanted)?
     } else {
-        Details::parse(&text)
+        Details::parse(&step.details()?)
     };
     step.report(&table.damage, &session.report);
     step.report(&details.damage, &session.report);
@@ -155,7 +167,7 @@ pub fn show(session: &Session, path: &Path, chooser: &Chooser, only: &Only) -> R
         if only.takes(session, status, detail) {
             let times = (
                 out.minute(detail.and_then(|d| Some(d.dump.as_ref()?.started))),
-                out.minute(detail.and_then(|d| d.seen)),
+                out.minute(detail.and_then(Detail::heard)),
             );
             out.add(
                 || Ok(serde_json::to_string(&Row::known(vm, status, detail))?),
@@ -193,7 +205,7 @@ pub fn check_config(session: &Session, path: &Path) -> Result<u8> {
     let (table, details) = (Table::parse(&statedb), Details::parse(&text));
     let mut out = jsonl::Writer::stdout();
     for (vm, _) in table.rows() {
-        let effective = session.config.effective(subject(vm, details.get(vm)));
+        let effective = session.config.effective(subject(&vm, details.get(&vm)));
         out.line(&serde_json::to_string(&effective)?)?;
     }
     Ok(0)

@@ -11,7 +11,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What is due for a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Status {
     /// Found, and nothing known of it yet.
     New,
@@ -52,6 +53,14 @@ impl Status {
             Clean => "CLEAN",
             Running => "RUNNING",
             Archived => "ARCHIVED",
+        }
+    }
+
+    /// Whether a guest in this state needs a dump that it has not got.
+    pub fn is_due(self) -> bool {
+        match self {
+            New | BackupNecessary | BackupInProgress | Running => true,
+            Clean | Archived => false,
         }
     }
 }
@@ -109,12 +118,37 @@ pub struct Detail {
     /// Whether it ran when it was last seen.
     #[serde(default, skip_serializing_if = "unknown")]
     pub state: State,
+    /// Whether it could be dumped running when it was last seen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
+    /// Its fingerprint when it was last seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// What an observation saw that spoils the work of who has it claimed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spoilt: Option<String>,
     /// When it was last observed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen: Option<Time>,
+    /// When a claim of it last ended, if that was after it was last observed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimed: Option<Time>,
     /// The last dump that made it CLEAN.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dump: Option<LastDump>,
+    /// Since when it is to be dumped, through all attempts that failed; unknown where its status was set by hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due: Option<Time>,
+    /// How many attempts to dump it have failed in a row.
+    #[serde(default, skip_serializing_if = "none")]
+    pub failures: u32,
+    /// Start of the first dump since everything of it was known to be sent. Retention may have removed that one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsent: Option<Time>,
+}
+
+fn none(count: &u32) -> bool {
+    *count == 0
 }
 
 fn unknown(state: &State) -> bool {
@@ -144,17 +178,122 @@ impl Detail {
             tags: guest.tags.clone(),
             pool: guest.pool.clone(),
             state: guest.state,
+            live: guest.live,
+            fingerprint: guest.fingerprint.clone(),
+            spoilt: None,
             seen: Some(now),
+            claimed: None,
             dump: old.and_then(|old| old.dump.clone()),
+            due: old.and_then(|old| old.due),
+            failures: old.map_or(0, |old| old.failures),
+            unsent: old.and_then(|old| old.unsent),
+        }
+    }
+
+    /// When anything was last heard of it: an observation, or the end of a claim.
+    pub fn heard(&self) -> Option<Time> {
+        self.seen.max(self.claimed)
+    }
+
+    /// It is CLEAN, or nobody wants it dumped.
+    pub fn settle(&mut self) {
+        (self.due, self.failures) = (None, 0);
+    }
+
+    /// A dump of it was made that is good and makes it CLEAN.
+    pub fn dumped(&mut self, dump: LastDump, now: Time) {
+        self.settle();
+        self.claimed = Some(now);
+        self.unsent.get_or_insert(dump.started);
+        self.dump = Some(dump);
+    }
+
+    /// So many attempts to dump it failed, the last one just now; it was due since `due` at the latest.
+    pub fn failed(&mut self, attempts: u32, due: Time, now: Time) {
+        self.due.get_or_insert(due);
+        self.failures = self.failures.saturating_add(attempts);
+        self.claimed = Some(now);
+    }
+
+    /// Nothing but its name.
+    pub fn named(vm: GuestName) -> Self {
+        let (uid, kind, driver, name, node, pool) = Default::default();
+        let (tags, state, live, fingerprint, spoilt, seen, dump) = Default::default();
+        let (claimed, due, failures, unsent) = Default::default();
+        Self {
+            vm,
+            uid,
+            kind,
+            driver,
+            name,
+            node,
+            tags,
+            pool,
+            state,
+            live,
+            fingerprint,
+            spoilt,
+            seen,
+            claimed,
+            dump,
+            due,
+            failures,
+            unsent,
         }
     }
 
     /// Whether nothing says that `guest` is another one under the same name. What is absent contradicts nothing.
     pub fn same_guest(&self, guest: &Guest) -> bool {
+        self.same(guest.uid.as_ref(), Some(&guest.kind))
+    }
+
+    pub fn same(&self, uid: Option<&String>, kind: Option<&String>) -> bool {
         let differ = |ours: &Option<String>, theirs: Option<&String>| {
             ours.as_ref().zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
         };
-        !differ(&self.uid, guest.uid.as_ref()) && !differ(&self.kind, Some(&guest.kind))
+        !differ(&self.uid, uid) && !differ(&self.kind, kind)
+    }
+
+    /// The same after a look at `guest` while somebody has it claimed. What spoils that work is kept until the next claim,
+    /// so that a second look, which may see nothing, does not hide it; and so is a fingerprint, to compare with.
+    fn while_claimed(mut self, old: Option<&Detail>, guest: &Guest) -> Self {
+        let known = old.and_then(|old| old.fingerprint.as_ref());
+        let news = if guest.changed == Some(true) {
+            Some("it was seen to be changed")
+        } else if known.zip(guest.fingerprint.as_ref()).is_some_and(|(known, now)| known != now) {
+            Some("its fingerprint is not what it was when the work began")
+        } else if runs(guest) && !guest.live && !old.is_some_and(|old| running(old.state)) {
+            Some("it was started, and cannot be dumped while it runs")
+        } else {
+            None
+        };
+        self.fingerprint = self.fingerprint.or_else(|| known.cloned());
+        self.spoilt = old.and_then(|old| old.spoilt.clone()).or_else(|| news.map(str::to_owned));
+        self
+    }
+}
+
+/// Since when a guest is due that is found to be so `now`. `status` and `old` are what was known of this very guest. Where
+/// the status says that it was due before and nothing tells since when, it may have been so since its last dump; a claim
+/// is made of guests that are not due as well, so it says nothing about the time before it.
+pub fn due_since(status: Option<Status>, old: Option<&Detail>, now: Time) -> Time {
+    let last = || old.and_then(|old| old.dump.as_ref()).map(|dump| dump.started);
+    let since = match status {
+        None | Some(Clean | Archived) => None,
+        Some(BackupInProgress) => old.and_then(|old| old.due),
+        Some(New | BackupNecessary | Running) => old.and_then(|old| old.due).or_else(last),
+    };
+    // A clock that went wrong once must not keep a guest from ever being overdue.
+    since.map_or(now, |since| since.min(now))
+}
+
+/// Start of the first dump since everything was sent: from what was remembered, the good dumps that are there, and the
+/// newest of those that were sent everywhere.
+pub fn unsent(old: Option<Time>, local: &[Time], sent: Option<Time>) -> Option<Time> {
+    let behind = |start: &Time| sent.is_none_or(|sent| *start > sent);
+    match local.iter().max() {
+        Some(newest) if !behind(newest) => None,
+        _ => old.iter().chain(local).copied().filter(behind).min(),
     }
 }
 
@@ -201,7 +340,7 @@ impl Why {
             Why::NotYetDumped => "not dumped since that was found necessary",
             Why::Changed => "it differs from what it was when its last dump began",
             Why::NoProof => "nothing proves that it is unchanged",
-            Why::NoDump => "the store has no good dump of it",
+            Why::NoDump => "the store has no good dump of it as it is",
             Why::Unchanged => "it is as it was when its last dump began",
             Why::Runs => "it runs and cannot be dumped while it does",
             Why::Stopped => "it has run since",
@@ -234,17 +373,29 @@ pub fn observe(known: Option<(Status, Option<&Detail>)>, guest: &Guest, facts: F
         && let Some(old) = old.filter(|_| other)
     {
         // Whoever works there works on the guest of before; the new one is found when they are done.
-        let detail = old.clone();
+        let news = "another guest was seen under its name: uid or kind differ".to_owned();
+        let detail = Detail { spoilt: Some(old.spoilt.clone().unwrap_or(news)), ..old.clone() };
         return Observed { status: BackupInProgress, detail, changed, why: Why::Claimed, replaces: false };
     }
-    let detail = Detail::of(guest, old, facts.now);
-    let (status, why) = match status.filter(|_| !other) {
+    let mut detail = Detail::of(guest, old, facts.now);
+    if status == Some(BackupInProgress) && facts.held {
+        detail = detail.while_claimed(old, guest);
+    }
+    let (was, old) = (status.filter(|_| !other), old.filter(|_| !other));
+    let recorded = old.and_then(|old| old.dump.as_ref()).map(|dump| dump.started);
+    // What made it CLEAN is gone, or damaged, though an older dump may be there.
+    let lost = match facts.store {
+        InStore::Unknown => false,
+        InStore::Nothing => true,
+        InStore::Newest(newest) => recorded.is_some_and(|recorded| newest < recorded),
+    };
+    let (status, why) = match was {
         None => (BackupNecessary, if other { Why::OtherGuest } else { Why::Unknown }),
         Some(Archived) => (Archived, Why::Archived),
         Some(BackupInProgress) if facts.held => (BackupInProgress, Why::Claimed),
         Some(BackupInProgress) => (BackupNecessary, Why::DeadWorker),
         Some(Clean) if changed => (BackupNecessary, proof),
-        Some(Clean) if facts.store == InStore::Nothing => (BackupNecessary, Why::NoDump),
+        Some(Clean) if lost => (BackupNecessary, Why::NoDump),
         Some(Clean) => (Clean, Why::Unchanged),
         Some(Running) => (BackupNecessary, Why::Stopped),
         Some(New) => (BackupNecessary, Why::Unknown),
@@ -254,12 +405,33 @@ pub fn observe(known: Option<(Status, Option<&Detail>)>, guest: &Guest, facts: F
         BackupNecessary | Clean if runs(guest) && !guest.live => (Running, Why::Runs),
         _ => (status, why),
     };
+    match status {
+        Clean | Archived => detail.settle(),
+        // Since when it is due, or whether it is at all, whoever claimed it has to know.
+        BackupInProgress => {}
+        // Nothing covers what came after the newest good dump: that is no news of today.
+        New | BackupNecessary | Running if was == Some(Clean) && lost => {
+            let since = match facts.store {
+                InStore::Newest(newest) => Some(newest),
+                _ => recorded,
+            };
+            detail.due = Some(since.map_or(facts.now, |since| since.min(facts.now)));
+        }
+        New | BackupNecessary | Running => detail.due = Some(due_since(was, old, facts.now)),
+    }
+    if was == Some(BackupInProgress) && !facts.held {
+        detail.failures = detail.failures.saturating_add(1);
+    }
     Observed { status, detail, changed, why, replaces: other }
 }
 
 /// Whether a hypervisor has its disks open. A paused guest still does.
 pub fn runs(guest: &Guest) -> bool {
-    matches!(guest.state, State::Running | State::Paused)
+    running(guest.state)
+}
+
+fn running(state: State) -> bool {
+    matches!(state, State::Running | State::Paused)
 }
 
 fn changed(old: Option<&Detail>, guest: &Guest) -> (bool, Why) {

@@ -27,6 +27,23 @@ fn dumped(fingerprint: Option<&str>) -> Detail {
 }
 
 #[test]
+fn an_older_dump_does_not_stand_for_the_one_that_was_lost() {
+    let (detail, same) = (dumped(Some("a")), guest(State::Stopped, false, Some("a")));
+    let see = |store| observe(Some((Clean, Some(&detail))), &same, facts(false, store));
+    let newest = |text| InStore::Newest(time(text));
+    for there in ["2026-11-20T01:00:02Z", "2026-11-20T02:00:00Z"] {
+        assert_eq!(see(newest(there)).status, Clean);
+    }
+    assert_eq!(see(InStore::Unknown).status, Clean);
+    // Due since what is covered, not since somebody noticed.
+    let lost = see(newest("2026-11-13T01:00:00Z"));
+    assert_eq!((lost.status, lost.why), (BackupNecessary, Why::NoDump));
+    assert_eq!(lost.detail.due, Some(time("2026-11-13T01:00:00Z")));
+    let nothing = see(InStore::Nothing);
+    assert_eq!((nothing.status, nothing.detail.due), (BackupNecessary, Some(time("2026-11-20T01:00:02Z"))));
+}
+
+#[test]
 fn golden_observations() {
     use InStore::{Nothing, Unknown};
     use State::{Paused, Running as Runs, Stopped};
@@ -82,7 +99,8 @@ fn a_known_name_with_another_uid_is_a_new_guest() {
     }
     // Its worker is still at work on the old one, which must be found again when it ends.
     let seen = observe(Some((BackupInProgress, Some(&old))), &other, facts(true, InStore::Unknown));
-    assert_eq!((seen.status, &seen.detail), (BackupInProgress, &old));
+    assert!(seen.detail.spoilt.as_deref().is_some_and(|why| why.contains("another guest")));
+    assert_eq!((seen.status, Detail { spoilt: None, ..seen.detail }), (BackupInProgress, old.clone()));
     // A uid that nobody says contradicts nothing, and is not forgotten.
     other.uid = None;
     let seen = observe(Some((Clean, Some(&old))), &other, facts(false, InStore::Unknown));
@@ -117,6 +135,60 @@ fn statuses_read_as_they_are_written() {
     }
     for bad in ["", "clean", "CLEAN ", "CLEAN\r", "DIRTY", "BACKUP"] {
         assert!(bad.parse::<Status>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn since_when_it_is_due_is_remembered_through_failures() {
+    let (before, first, later) =
+        (time("2026-11-01T01:00:02Z"), time("2026-11-21T00:00:00Z"), time("2026-11-24T00:00:00Z"));
+    let see = |status: Status, detail: &Detail, now: &str, held: bool, at: Time| {
+        let guest = guest(State::Stopped, false, Some(now));
+        let seen = observe(Some((status, Some(detail))), &guest, Facts { now: at, ..facts(held, InStore::Unknown) });
+        (seen.detail.due, seen.detail.failures, seen.detail)
+    };
+    let mut clean = dumped(Some("a"));
+    clean.dump.as_mut().unwrap().started = before;
+    assert_eq!(see(Clean, &clean, "a", false, first).0, None);
+    let (due, failures, mut detail) = see(Clean, &clean, "b", false, first);
+    assert_eq!((due, failures), (Some(first), 0));
+    detail.failed(1, later, later);
+    assert_eq!((detail.due, detail.failures, detail.heard()), (Some(first), 1, Some(later)));
+    let (due, failures, detail) = see(BackupNecessary, &detail, "b", false, later);
+    assert_eq!((due, failures, detail.claimed), (Some(first), 1, None));
+    // One that is at work has not failed; one that died has, once.
+    assert_eq!(see(BackupInProgress, &detail, "b", true, later).1, 1);
+    let (due, failures, mut detail) = see(BackupInProgress, &detail, "b", false, later);
+    assert_eq!((due, failures), (Some(first), 2));
+    detail.dumped(clean.dump.clone().unwrap(), later);
+    assert_eq!((detail.due, detail.failures), (None, 0));
+    // Set by hand: it may have been due since its last dump. A clock that ran ahead is not believed.
+    assert_eq!(see(BackupNecessary, &clean, "a", false, first).0, Some(before));
+    clean.due = Some(time("2027-01-01T00:00:00Z"));
+    assert_eq!(see(BackupNecessary, &clean, "a", false, first).0, Some(first));
+    assert_eq!(see(Archived, &clean, "b", false, first).0, None);
+}
+
+#[test]
+fn what_was_never_sent_is_remembered() {
+    let at = |day: u32| time(&format!("2026-11-{day:02}T01:00:00Z"));
+    // Remembered, dumps here, newest that was sent; and what is remembered then.
+    let table = [
+        (None, &[][..], None, None),
+        (None, &[3, 4], None, Some(3)),
+        // Retention took the third.
+        (Some(3), &[4], None, Some(3)),
+        (Some(3), &[4], Some(2), Some(3)),
+        (Some(3), &[4], Some(3), Some(4)),
+        (Some(3), &[4], Some(4), None),
+        (Some(3), &[4], Some(5), None),
+        (Some(3), &[], Some(2), Some(3)),
+        (Some(3), &[], Some(3), None),
+        (Some(3), &[2, 4], Some(1), Some(2)),
+    ];
+    for (row, (old, local, sent, expected)) in table.into_iter().enumerate() {
+        let local: Vec<Time> = local.iter().copied().map(at).collect();
+        assert_eq!(unsent(old.map(at), &local, sent.map(at)), expected.map(at), "row {row}");
     }
 }
 

@@ -167,7 +167,7 @@ fn a_bad_line_is_reported_and_the_others_work() {
     let ran = observe(&kit, "", &(input + "{\"v\":1,\"ty")).expect(1);
     assert_eq!(ran.column("vm"), ["web", "../x"]);
     ran.says("standard input, line 1").says("standard input, line 4");
-    assert_eq!(statedb(&kit), "web:BACKUP_NECESSARY\n../x:BACKUP_NECESSARY\n");
+    assert_eq!(statedb(&kit), "../x:BACKUP_NECESSARY\nweb:BACKUP_NECESSARY\n");
 }
 
 #[test]

@@ -4,18 +4,6 @@ use bak_tests::{Kit, Ran, finish};
 use serde_json::json;
 use std::fs;
 
-const ALL: [&str; 6] = ["NEW", "BACKUP_NECESSARY", "BACKUP_IN_PROGRESS", "CLEAN", "RUNNING", "ARCHIVED"];
-
-/// The moves as the manual has them, written down once more.
-const LEGAL: [(&str, &[&str]); 6] = [
-    ("NEW", &["BACKUP_NECESSARY", "ARCHIVED"]),
-    ("BACKUP_NECESSARY", &["BACKUP_IN_PROGRESS", "RUNNING", "ARCHIVED"]),
-    ("BACKUP_IN_PROGRESS", &["CLEAN", "BACKUP_NECESSARY"]),
-    ("CLEAN", &["BACKUP_NECESSARY", "RUNNING", "ARCHIVED"]),
-    ("RUNNING", &["BACKUP_NECESSARY", "ARCHIVED"]),
-    ("ARCHIVED", &["BACKUP_NECESSARY"]),
-];
-
 fn state(kit: &Kit, line: &str) -> Ran {
     state_with(kit, line, "")
 }
@@ -33,39 +21,6 @@ fn put(kit: &Kit, statedb: impl AsRef<[u8]>) {
 
 fn statedb(kit: &Kit) -> String {
     fs::read_to_string(kit.path("db/vmtool-statedb")).unwrap()
-}
-
-#[test]
-fn every_move() {
-    let kit = Kit::new();
-    for from in ALL {
-        for to in ALL {
-            put(&kit, format!("web:{from}\nother:CLEAN\n"));
-            let legal = from == to || LEGAL.iter().any(|(state, next)| *state == from && next.contains(&to));
-            let ran = state(&kit, &format!("set {to} web"));
-            if legal {
-                ran.clean();
-            } else {
-                ran.expect(4).says(&format!("bak-state: web: it is {from} and may not become {to}"));
-                assert_eq!(statedb(&kit), format!("web:{from}\nother:CLEAN\n"));
-                state(&kit, &format!("set --force {to} web")).clean();
-            }
-            assert_eq!(statedb(&kit), format!("web:{to}\nother:CLEAN\n"), "{from} -> {to}");
-        }
-        let row = LEGAL.iter().find(|(state, _)| *state == from).unwrap();
-        let line = format!("{from:<19} -> {}", row.1.join(", "));
-        assert!(state(&kit, "set --help").out.contains(&line), "the manual should have: {line}");
-    }
-    for to in ALL {
-        put(&kit, "");
-        let ran = state(&kit, &format!("set {to} web"));
-        if to == "NEW" {
-            ran.clean()
-        } else {
-            ran.expect(4).says("not in the database")
-        };
-        assert_eq!(statedb(&kit), if to == "NEW" { "web:NEW\n" } else { "" });
-    }
 }
 
 #[test]
