@@ -16,18 +16,29 @@ need() {
     done
     [ ${#missing[@]} -eq 0 ] && return 0
     say "installing: ${missing[*]}"
-    local root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if ! command -v sudo >/dev/null 2>&1; then
-            say "these Debian packages are missing, and only root can install them: ${missing[*]}" >&2
-            return 1
-        fi
-        root=(sudo)
+    install_packages "${missing[@]}"
+}
+
+# as_root COMMAND… runs it as root, by sudo if need be.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+# install_packages PACKAGE… from Debian, with ${apt_options[@]}; what is installed already is never removed for it.
+apt_options=(-o DPkg::Lock::Timeout=600)
+install_packages() {
+    if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null 2>&1; then
+        say "these Debian packages are missing, and only root can install them: $*" >&2
+        return 1
     fi
     local log
     log=$(mktemp)
-    if ! { "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 update &&
-        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}"; } \
+    if ! { as_root apt-get "${apt_options[@]}" update &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get "${apt_options[@]}" install -y --no-install-recommends --no-remove "$@"; } \
         >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         rm -f "$log"

@@ -28,7 +28,9 @@ fn here(kit: &Kit, sshd: &Sshd, example: &str) -> String {
             String::new()
         };
         if part.starts_with("bak-") {
-            format!("{part} --config bak.toml --now 2026-11-20T12:00:00Z{ssh}")
+            // What follows ` -- ` is another program's.
+            let (own, command) = part.find(" -- ").map_or((part, ""), |at| part.split_at(at));
+            format!("{own} --config bak.toml --now 2026-11-20T12:00:00Z{ssh}{command}")
         } else {
             part.to_owned()
         }
@@ -68,7 +70,10 @@ fn scene() -> (Kit, Sshd) {
     kit.write("bak.toml", config);
     kit.sh("bak-sync --config bak.toml --init").clean();
     for db in ["", "--db root/var/lib/bak", "--db root/nas/bak"] {
-        kit.sh(&format!("bak-guests --config bak.toml | bak-state observe - --config bak.toml {db}")).clean();
+        kit.sh(&format!(
+            "bak-guests --config bak.toml | bak-state observe - --config bak.toml --now 2026-11-20T11:00:00Z {db}"
+        ))
+        .clean();
     }
     (kit, sshd)
 }
@@ -81,7 +86,7 @@ fn every_example_works() {
         let mut helps = vec![kit.run(tool, ["--help"]).clean().out];
         if tool == "bak-state" {
             helps.extend(
-                ["observe", "get", "set", "list", "forget"]
+                ["check", "archive", "activate", "observe", "get", "set", "list", "forget", "claim"]
                     .map(|command| kit.run(tool, [command, "--help"]).clean().out),
             );
         }
