@@ -1,7 +1,9 @@
 //! Times as records carry them, and the zone in which days and weeks are counted.
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Local, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
+use chrono::{
+    DateTime, Datelike, FixedOffset, Local, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Timelike, Utc,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -96,24 +98,33 @@ impl FromStr for Time {
 pub enum Zone {
     #[default]
     Local,
-    Named(chrono_tz::Tz),
+    Named(&'static jiff::tz::TimeZone),
 }
 
 impl Zone {
-    /// The wall clock of this zone at `time`.
+    /// The wall clock of this zone at `time`; that of UTC before year -9999 and after 9999.
     pub fn local(self, time: Time) -> NaiveDateTime {
+        let utc = time.utc();
         match self {
-            Zone::Local => Local.from_utc_datetime(&time.utc().naive_utc()).naive_local(),
-            Zone::Named(tz) => tz.from_utc_datetime(&time.utc().naive_utc()).naive_local(),
+            Zone::Local => Local.from_utc_datetime(&utc.naive_utc()).naive_local(),
+            Zone::Named(zone) => jiff::Timestamp::from_second(time.unix())
+                .ok()
+                .and_then(|moment| utc.naive_utc().checked_add_offset(offset(zone.to_offset(moment))?))
+                .unwrap_or(utc.naive_utc()),
         }
     }
 
     /// The first moment at which this zone's wall clock shows `wall`; where a change to summer time leaves it out, the
-    /// moment of the change. `None` at the ends of the calendar.
+    /// moment at which the clock before the change, gone on counting, would have shown it. `None` at the ends of the
+    /// calendar.
     pub fn moment(self, wall: NaiveDateTime) -> Option<Time> {
         match self {
             Zone::Local => first_moment(&Local, wall),
-            Zone::Named(tz) => first_moment(&tz, wall),
+            Zone::Named(zone) => {
+                // `compatible`, of RFC 5545: the first of two, and for none what the clock before the change says.
+                let moment = zone.to_ambiguous_timestamp(civil(wall)?).compatible().ok()?;
+                Time::from_unix(moment.as_second())
+            }
         }
     }
 
@@ -121,6 +132,17 @@ impl Zone {
     pub fn minute(self, time: Time) -> String {
         self.local(time).format("%Y-%m-%d %H:%M").to_string()
     }
+}
+
+fn offset(offset: jiff::tz::Offset) -> Option<FixedOffset> {
+    FixedOffset::east_opt(offset.seconds())
+}
+
+fn civil(wall: NaiveDateTime) -> Option<jiff::civil::DateTime> {
+    let small = |number: u32| i8::try_from(number).ok();
+    let (year, month, day) = (i16::try_from(wall.year()).ok()?, small(wall.month())?, small(wall.day())?);
+    let (hour, minute, second) = (small(wall.hour())?, small(wall.minute())?, small(wall.second())?);
+    jiff::civil::DateTime::new(year, month, day, hour, minute, second, 0).ok()
 }
 
 fn first_moment<Z: TimeZone>(zone: &Z, wall: NaiveDateTime) -> Option<Time> {
@@ -133,13 +155,14 @@ fn first_moment<Z: TimeZone>(zone: &Z, wall: NaiveDateTime) -> Option<Time> {
     Some(Time::new(day_before.to_utc()).plus(86_400))
 }
 
+/// Finds a zone by its name, in this machine's `zoneinfo` or else in the copy that bak carries.
 impl FromStr for Zone {
     type Err = anyhow::Error;
     fn from_str(text: &str) -> Result<Self> {
-        let tz = text
-            .parse()
+        let zone = jiff::tz::TimeZone::get(text)
             .map_err(|_| anyhow::anyhow!("`{}` is no time zone like Europe/Berlin or UTC", text.escape_debug()))?;
-        Ok(Zone::Named(tz))
+        // A program reads one or two of them, and has them to its end.
+        Ok(Zone::Named(Box::leak(Box::new(zone))))
     }
 }
 
@@ -176,7 +199,10 @@ mod tests {
             // Shown twice: the first time. Left out: when the clock jumps over it.
             ("Europe/Berlin", "2026-10-25T02:30:00", "2026-10-25T00:30:00Z"),
             ("America/Havana", "2026-03-08T00:00:00", "2026-03-08T05:00:00Z"),
+            ("America/Havana", "2026-03-08T00:30:00", "2026-03-08T05:30:00Z"),
             ("America/Havana", "2026-11-01T00:00:00", "2026-11-01T04:00:00Z"),
+            // A zone that left out a whole day.
+            ("Pacific/Apia", "2011-12-30T12:00:00", "2011-12-30T22:00:00Z"),
         ];
         for (zone, wall, moment) in table {
             let zone: Zone = zone.parse().unwrap();
