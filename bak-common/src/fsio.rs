@@ -2,12 +2,13 @@
 //! of root's or ours is not read.
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::name::{is_component, printable};
 
@@ -74,6 +75,37 @@ pub fn stat(dir: BorrowedFd, name: &str) -> Result<Option<Stat>> {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot look at {}", printable(name))),
+    }
+}
+
+/// Tells a file from every other, and from itself once it was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMark {
+    inode: u64,
+    bytes: i64,
+    /// When it was last written to: seconds of the epoch, nanoseconds.
+    written: (i64, u64),
+}
+
+impl FileMark {
+    /// The mark of `name` in `dir`; `None` if it is not there.
+    pub fn of(dir: BorrowedFd, name: &str) -> Result<Option<Self>> {
+        let mark =
+            |stat: Stat| Self { inode: stat.st_ino, bytes: stat.st_size, written: (stat.st_mtime, stat.st_mtime_nsec) };
+        Ok(stat(dir, name)?.map(mark))
+    }
+
+    /// Gives `name` in `dir`, just written, a mark that no later writing can leave it. Kernels date what is written by the
+    /// last tick of a clock, so that two writes may have one date; by a date between ticks the first is told from all.
+    /// `None` where files cannot have such dates.
+    pub fn set(dir: BorrowedFd, name: &str) -> Result<Option<Self>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Timespec { tv_sec: i64::try_from(now.as_secs())?, tv_nsec: i64::from(now.subsec_nanos()) };
+        let times = Timestamps { last_access: now, last_modification: now };
+        match rustix::io::retry_on_intr(|| rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)) {
+            Ok(()) => Ok(Self::of(dir, name)?.filter(|mark| mark.written.1 != 0)),
+            Err(_) => Ok(None),
+        }
     }
 }
 

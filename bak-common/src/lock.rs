@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::fsio::open_at;
+use crate::fsio::{FileMark, open_at};
 use crate::name::printable;
 use crate::report::Kind;
 
@@ -50,6 +50,9 @@ pub struct Holder {
     /// Which running kernel, whatever its machine is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
+    /// The file that was written last under this lock and is known to be sound, as long as it is that very file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrote: Option<FileMark>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -163,12 +166,13 @@ impl Lock {
         self.file.sync_data().context("cannot flush a lock")
     }
 
-    /// Makes sure that the lock `name` in `dir`, signed as `me`, is still ours. A client that was cut off from its file
-    /// server loses its locks, and learns of it only by a write on the locked descriptor; two machines that the server
-    /// takes for one may both be given a lock, and whoever signs last has it.
+    /// Makes sure that the lock `name` in `dir`, signed as `me`, is still ours, and signs it so. A client that was cut off
+    /// from its file server loses its locks, and learns of it only by a write on the locked descriptor; two machines that
+    /// the server takes for one may both be given a lock, and whoever signs last has it.
     pub fn prove(&self, dir: BorrowedFd, name: &str, me: &Holder) -> Result<()> {
         let lost = |why: String| Kind::Locked.says(format!("our lock {name} was lost: {why}; nothing is written"));
-        if let Some(other) = holder(dir, name).filter(|there| there != me) {
+        let ours = |there: &Holder| Holder { wrote: me.wrote, ..there.clone() } == *me;
+        if let Some(other) = holder(dir, name).filter(|there| !ours(there)) {
             return Err(lost(format!(
                 "{other} has it. If this goes on: do two machines have the same host name, or the same /etc/machine-id?"
             )));

@@ -85,7 +85,7 @@ pub fn run(session: &Session, path: &Path, chooser: &Chooser, order: &Order) -> 
 fn choose(session: &Session, path: &Path, chooser: &Chooser) -> Result<Vec<(String, bool)>> {
     let step = Step::begin(path, session.wait, Mode::Read)?;
     let (statedb, text) = (step.statedb()?, step.details()?);
-    let (table, details) = (Table::parse(&statedb), Details::parse(&text));
+    let (table, details) = (step.table(&statedb)?, Details::parse(&text));
     step.sound(&table.damage)?;
     step.sound(&details.damage)?;
     drop(step);
@@ -140,7 +140,7 @@ impl Run<'_> {
         let step = self.db.step(if self.session.dry_run { Mode::Plan } else { Mode::Write })?;
         let (statedb, text) = (step.statedb()?, step.details()?);
         let wanted: HashSet<&str> = guests.iter().map(|(vm, _)| vm.as_str()).collect();
-        let (table, details) = (Table::parse(&statedb), Details::parse_some(&text, |vm| wanted.contains(vm)));
+        let (table, details) = (step.table(&statedb)?, Details::parse_some(&text, |vm| wanted.contains(vm)));
         step.sound(&table.damage)?;
         step.sound(&details.damage)?;
         let mut all = Vec::new();
@@ -245,7 +245,7 @@ impl Run<'_> {
         } else {
             let step = self.db.step(Mode::Write)?;
             let statedb = step.statedb()?;
-            let mut table = Table::parse(&statedb);
+            let mut table = step.table(&statedb)?;
             step.sound(&table.damage)?;
             for mut job in jobs {
                 let vm = job.held.vm.as_str();
@@ -350,7 +350,7 @@ impl Run<'_> {
         if let Some(claim) = held.claim {
             let step = self.db.step(Mode::Write)?;
             let statedb = step.statedb()?;
-            let mut table = Table::parse(&statedb);
+            let mut table = step.table(&statedb)?;
             step.sound(&table.damage)?;
             let mut details = None;
             match (table.get(held.vm.as_str()), statuses.last()) {

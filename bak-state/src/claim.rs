@@ -15,7 +15,7 @@ use bak_common::report::Kind;
 use std::os::fd::AsFd;
 
 use crate::db::{Db, First, Mode, Step};
-use crate::format::{Details, Table};
+use crate::format::Details;
 use crate::status::{Detail, LastDump, Status, due_since};
 
 /// A guest that is being dumped. Dropped without an end it stays BACKUP_IN_PROGRESS, which the next observation finds out.
@@ -78,7 +78,7 @@ impl Db {
         let vm = name.as_str();
         let step = self.step(Mode::Write)?;
         let statedb = step.statedb()?;
-        let mut table = Table::parse(&statedb);
+        let mut table = step.table(&statedb)?;
         step.sound(&table.damage)?;
         let text = step.details()?;
         let known = Details::parse_some(&text, |name| name == vm);
@@ -194,7 +194,7 @@ impl Claim {
         self.lock.prove(claims.as_fd(), &self.detail.vm.encoded(), &self.me).context("the claim cannot be proved")?;
         let vm = self.detail.vm.as_str();
         let statedb = step.statedb()?;
-        let mut table = Table::parse(&statedb);
+        let mut table = step.table(&statedb)?;
         step.sound(&table.damage)?;
         let ours = table.get(vm) == Some(Status::BackupInProgress);
         let (mut details, mut spoilt) = (None, None);

@@ -13,12 +13,15 @@
 //! never made twice; whoever comes next removes those of the generation before, *then* reads. So a rename that comes too
 //! late finds nothing to rename. And just before the renames the lock is proved, see [`Lock::prove`].
 //!
+//! Who replaces a list that is in order says so in the lock's file, with a mark of that very file; whoever finds it unchanged
+//! need not read it through, see [`Step::table`].
+//!
 //! The order of locks is database, then claim. Who holds a claim may wait for the database, because whoever has the
 //! database never waits for a claim.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use bak_common::calendar::Time;
-use bak_common::fsio;
+use bak_common::fsio::{self, FileMark};
 use bak_common::lock::{Hold, Holder, Lock, boot_id, holder};
 use bak_common::report::{Kind, Report};
 use rustix::io::Errno;
@@ -29,7 +32,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::batch::{Answer, Orders, Request, Waiting};
 use crate::format::{DETAILS, Damage, Details, LOCK, STATEDB, Table, VERSION, check_version, find, version_text};
@@ -147,6 +150,7 @@ impl Db {
         self.replace(
             &held,
             &[(VERSION, version.as_ref().map(|text| vec![text.as_bytes()])), (STATEDB, Some(Vec::new()))],
+            false,
         )
     }
 
@@ -188,7 +192,8 @@ impl Db {
     fn begin_writing(&self, lock: Lock) -> Result<Held> {
         let before = holder(self.dir(), LOCK).unwrap_or_default();
         let token = Some(uuid::Uuid::new_v4().simple().to_string());
-        let me = Holder { generation: before.generation.saturating_add(1), token, boot: boot_id(), ..Holder::me() };
+        let (generation, wrote) = (before.generation.saturating_add(1), before.wrote);
+        let me = Holder { generation, token, boot: boot_id(), wrote, ..Holder::me() };
         lock.sign(&me)?;
         lock.sync()?;
         for name in FILES {
@@ -204,7 +209,13 @@ impl Db {
     }
 
     /// Replaces those of the files that have new content, in this order, all or none but for a crash in between.
-    pub(crate) fn replace(&self, held: &Held, files: &[(&'static str, Option<Vec<&[u8]>>)]) -> Result<()> {
+    /// `in_order`: the list of guests among them is as [`Table::keeps_order`] says.
+    pub(crate) fn replace(
+        &self,
+        held: &Held,
+        files: &[(&'static str, Option<Vec<&[u8]>>)],
+        in_order: bool,
+    ) -> Result<()> {
         let Held::Exclusive { lock, me } = held else { bail!("the database is locked for reading only") };
         let files = files.iter().filter_map(|(name, bytes)| Some((*name, temp(me.generation, name), bytes.as_ref()?)));
         let files: Vec<_> = files.collect();
@@ -214,7 +225,15 @@ impl Db {
         let replaced = files
             .iter()
             .try_for_each(|(_, temp, bytes)| fsio::write_new(self.dir(), temp, bytes))
-            .and_then(|()| lock.prove(self.dir(), LOCK, me))
+            .and_then(|()| {
+                let list = files.iter().find(|(name, ..)| *name == STATEDB);
+                let wrote = match list {
+                    Some((_, temp, _)) if in_order => FileMark::set(self.dir(), temp)?,
+                    Some(_) => None,
+                    None => me.wrote,
+                };
+                lock.prove(self.dir(), LOCK, &Holder { wrote, ..me.clone() })
+            })
             .and_then(|()| files.iter().try_for_each(|(name, temp, _)| fsio::replace(self.dir(), temp, name)))
             .map_err(|error| match error.downcast_ref::<Errno>().copied() {
                 // One of ours was there before us, or is no longer: somebody else has written as us, or cleared us away.
@@ -246,17 +265,30 @@ impl Db {
         }
         // Where no order can be left, as on a full disk, we wait like all others.
         let waiting = Waiting::leave(self.dir(), request).ok().flatten();
-        let lock = match (self.take_lock(Hold::Exclusive), &waiting) {
-            (Err(error), Some(waiting)) if !waiting.withdraw() => self
-                .take_lock(Hold::Exclusive)
-                .map_err(|_| Kind::Locked.of(error.context("another program is carrying this out, or died of it")))?,
-            (taken, _) => taken?,
-        };
-        if let Some(answer) = waiting.as_ref().map(Waiting::answer).transpose()?.flatten() {
+        let until = Instant::now() + self.inner.wait;
+        // Those who wait for an answer wake up together, as all may look at once; only who has none waits to be alone.
+        let looking = self.take_lock_for(Hold::Shared, until, waiting.as_ref())?;
+        let answer = || Ok::<_, Error>(waiting.as_ref().map(Waiting::answer).transpose()?.flatten());
+        if let Some(answer) = answer()? {
+            return Ok(Turn::Done(answer));
+        }
+        drop(looking);
+        let lock = self.take_lock_for(Hold::Exclusive, until, waiting.as_ref())?;
+        if let Some(answer) = answer()? {
             return Ok(Turn::Done(answer));
         }
         drop(waiting);
         Ok(Turn::Ours(self.step_with(self.begin_writing(lock)?)?))
+    }
+
+    /// Takes the lock, waiting until `until`; longer where somebody is carrying out the order that we left.
+    fn take_lock_for(&self, hold: Hold, until: Instant, waiting: Option<&Waiting>) -> Result<Lock> {
+        let take = |wait| Lock::take(self.dir(), LOCK, hold, wait, &self.what());
+        match (take(until.saturating_duration_since(Instant::now())), waiting) {
+            (Err(error), Some(waiting)) if !waiting.withdraw() => take(self.inner.wait)
+                .map_err(|_| Kind::Locked.of(error.context("another program is carrying this out, or died of it"))),
+            (taken, _) => taken,
+        }
     }
 
     fn step_with(&self, held: Held) -> Result<Step> {
@@ -348,6 +380,17 @@ impl Step {
         self.read(STATEDB)
     }
 
+    /// What `statedb` says. Not read through if it is the very file that the last writer left, who knew it to be in order.
+    pub fn table<'a>(&self, statedb: &'a [u8]) -> Result<Table<'a>> {
+        let Some(db) = &self.db else { return Ok(Table::parse(statedb)) };
+        let wrote = match &self.held {
+            Some(Held::Exclusive { me, .. }) => me.wrote,
+            _ => holder(db.dir(), LOCK).and_then(|last| last.wrote),
+        };
+        let known = wrote.is_some() && wrote == FileMark::of(db.dir(), STATEDB)?;
+        Ok(if known { Table::known(statedb) } else { Table::parse(statedb) })
+    }
+
     pub fn details(&self) -> Result<Vec<u8>> {
         self.read(DETAILS)
     }
@@ -435,6 +478,6 @@ impl Step {
         if first == First::Statuses || table.was_empty() {
             files.reverse();
         }
-        db.replace(held, &files)
+        db.replace(held, &files, table.keeps_order())
     }
 }

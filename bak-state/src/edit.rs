@@ -44,7 +44,7 @@ pub fn set(session: &Session, path: &Path, chooser: &Chooser, order: Order) -> R
         },
     };
     let statedb = step.statedb()?;
-    let mut table = Table::parse(&statedb);
+    let mut table = step.table(&statedb)?;
     step.sound(&table.damage)?;
     let Chosen { mut named, found, missing } = choose(&step, chooser, &table)?;
     for word in missing {
@@ -146,7 +146,7 @@ fn text(status: Option<Status>) -> &'static str {
 pub fn forget(session: &Session, path: &Path, chooser: &Chooser, force: bool) -> Result<u8> {
     let step = Step::begin(path, session.wait, mode(session))?;
     let statedb = step.statedb()?;
-    let mut table = Table::parse(&statedb);
+    let mut table = step.table(&statedb)?;
     step.sound(&table.damage)?;
     let text = step.details()?;
     let details = Details::parse(&text);

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use crate::claim::{Claim, Ended, Outcome, may_claim};
 use crate::db::{self, Db, Mode, Step};
-use crate::format::Table;
 use crate::observe;
 use crate::print::{Printer, Row};
 use crate::signals::Signals;
@@ -175,7 +174,7 @@ fn finish(session: &Session, order: &Order, claim: Claim, work: (Time, u8, Resul
 fn plan(session: &Session, path: &Path, vm: &GuestName) -> Result<u8> {
     let step = Step::begin(path, session.wait, Mode::Plan)?;
     let statedb = step.statedb()?;
-    let table = Table::parse(&statedb);
+    let table = step.table(&statedb)?;
     step.sound(&table.damage)?;
     let was = table.get(vm.as_str());
     may_claim(was, true)?;

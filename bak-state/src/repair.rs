@@ -21,7 +21,7 @@ impl Db {
     fn step_to_repair(&self, mode: Mode) -> Result<Step> {
         let held = self.lock(if mode == Mode::Write { Hold::Exclusive } else { Hold::Shared })?;
         if !self.has_version()? && mode == Mode::Write {
-            self.replace(&held, &[(VERSION, Some(vec![version_text().as_bytes()]))])?;
+            self.replace(&held, &[(VERSION, Some(vec![version_text().as_bytes()]))], false)?;
         }
         Ok(self.as_it_is(held))
     }

@@ -145,7 +145,7 @@ impl Only {
 pub fn show(session: &Session, path: &Path, chooser: &Chooser, only: &Only) -> Result<u8> {
     let step = Step::begin(path, session.wait, Mode::Read)?;
     let statedb = step.statedb()?;
-    let table = Table::parse(&statedb);
+    let table = step.table(&statedb)?;
     let details = if chooser.is_plain(&table) {
         let wanted: HashSet<&str> = chooser.words().chain(&chooser.listed).map(String::as_str).collect();
         step.details_of(&wanted)?
@@ -202,7 +202,7 @@ pub fn state_text(state: bak_common::record::State) -> &'static str {
 pub fn check_config(session: &Session, path: &Path) -> Result<u8> {
     let step = Step::begin(path, session.wait, Mode::Plan)?;
     let (statedb, text) = (step.statedb()?, step.details()?);
-    let (table, details) = (Table::parse(&statedb), Details::parse(&text));
+    let (table, details) = (step.table(&statedb)?, Details::parse(&text));
     let mut out = jsonl::Writer::stdout();
     for (vm, _) in table.rows() {
         let effective = session.config.effective(subject(&vm, details.get(&vm)));

@@ -3,16 +3,17 @@
 //! A line is split at its *last* colon. In names only `%` and ASCII control characters are percent-encoded, so that
 //! ordinary names stay as they are, and only such codes are decoded, so that an old database's `50%41` stays what it is.
 //!
-//! With 100,000 guests and one to be set, reading the lines is the work. So they stay in the text that was read; where
-//! they are in the order of their bytes, as all that bak-state begins are, guests are found by halving and no name can be
-//! there twice. An old database in another order keeps it, and has an index.
+//! With 100,000 guests and one to be set, reading the lines is the work. So they stay in the text that was read. Where it is
+//! nothing but whole lines in the order of their bytes, as all that bak-state begins are, guests are found by halving, no
+//! name can be there twice, and a text that is known to be so need not be read through at all. An old database in another
+//! order keeps it, and has an index.
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::name::{GuestName, NAME_MAX, printable};
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::BTreeMap;
+use std::collections::hash_map::{Entry, HashMap};
 
 use crate::format::{Damage, STATEDB};
 use crate::status::Status;
@@ -20,124 +21,118 @@ use crate::status::Status;
 /// What `vmtool-statedb` says, in its order.
 #[derive(Debug, Default)]
 pub struct Table<'a> {
-    /// What was read, but for lines that are no text.
+    /// Whole lines that can be read, each of another guest.
     text: Cow<'a, str>,
-    rows: Vec<Row>,
-    /// Where a guest is in `rows`, by its name; absent where they are in order.
+    /// Where the line of a guest begins, by its name; absent where they are in order.
     index: Option<HashMap<String, usize>>,
     /// Where a guest was found last: those who ask for many ask in order, as a rule.
     last: Cell<usize>,
+    /// What becomes of lines, by where they begin; `None` for those that go.
+    edits: BTreeMap<usize, Option<Status>>,
     /// Guests that the text does not have, by their encoded name.
     added: BTreeMap<String, Status>,
     pub damage: Vec<Damage>,
+    was_empty: bool,
     changed: bool,
 }
 
-/// A line of the text. Small, as there are many.
+/// A line of the text.
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    start: u32,
-    /// The length of the name as it is written.
-    name: u16,
-    /// Absent once it was removed.
-    status: Option<Status>,
-    /// Whether the line still says so.
-    written: bool,
-}
-
-impl Row {
-    fn name<'a>(&self, text: &'a str) -> &'a str {
-        text.get(self.start as usize..self.start as usize + usize::from(self.name)).unwrap_or_default()
-    }
+struct Row<'t> {
+    /// As it is written.
+    name: &'t str,
+    status: Status,
+    /// Where the next one begins.
+    end: usize,
 }
 
 impl<'a> Table<'a> {
-    pub fn parse(text: &'a [u8]) -> Self {
-        let mut table = Self::default();
-        let text = table.text_of(text);
-        // About the length of a line; a wrong guess costs little.
-        table.rows.reserve(text.len() / 24);
-        // Names without a code are what they stand for.
-        let mut ordered = !text.contains('%');
-        let (mut start, mut last) = (0, "");
-        for (line, end) in memchr::memchr_iter(b'\n', text.as_bytes()).chain([text.len()]).enumerate() {
-            match text.get(start..end).filter(|line| !line.is_empty()).map(|line| row(line, start)) {
-                None => {}
-                Some(Ok(row)) => {
-                    let name = row.name(&text);
-                    ordered = ordered && last < name;
-                    last = name;
-                    table.rows.push(row);
-                }
-                Some(Err(error)) => table.damaged(line, format!("{error:#}")),
-            }
-            start = end + 1;
+    pub fn parse(bytes: &'a [u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if in_order(text) => Self::ordered(text),
+            _ => Self::indexed(bytes),
         }
-        table.text = text;
-        if !ordered {
-            table.index();
-        }
-        table.damage.sort_by_key(|damage| damage.line);
-        table
     }
 
-    fn damaged(&mut self, line: usize, why: String) {
-        self.damage.push(Damage { file: STATEDB, line: line + 1, why });
+    /// Takes the text for what [`Table::keeps_order`] said of it when it was written, without reading it through.
+    pub fn known(bytes: &'a [u8]) -> Self {
+        std::str::from_utf8(bytes).map_or_else(|_| Self::indexed(bytes), Self::ordered)
     }
 
-    /// The text; lines that are none are damage, and empty in it.
-    fn text_of(&mut self, bytes: &'a [u8]) -> Cow<'a, str> {
-        if let Ok(text) = std::str::from_utf8(bytes) {
-            return Cow::Borrowed(text);
-        }
-        let mut text = String::with_capacity(bytes.len());
-        for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-            match std::str::from_utf8(line) {
-                Ok(line) => text.push_str(line),
-                Err(_) => self.damaged(at, "it is not UTF-8".to_owned()),
-            }
-            text.push('\n');
-        }
-        Cow::Owned(text)
+    fn ordered(text: &'a str) -> Self {
+        Self { text: Cow::Borrowed(text), was_empty: text.is_empty(), ..Self::default() }
     }
 
-    /// Gives the rows an index, and takes out those that name a guest once more.
-    fn index(&mut self) {
-        let mut index = HashMap::with_capacity(self.rows.len());
-        for row in std::mem::take(&mut self.rows) {
-            match index.entry(decode(row.name(&self.text)).into_owned()) {
-                Entry::Vacant(free) => {
-                    free.insert(self.rows.len());
-                    self.rows.push(row);
+    /// Reads lines in any order; what cannot be read, or names a guest once more, is damage.
+    fn indexed(bytes: &[u8]) -> Self {
+        let mut text = String::with_capacity(bytes.len() + 1);
+        let (mut index, mut damage) = (HashMap::new(), Vec::new());
+        for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+            let read = std::str::from_utf8(line).map_err(|_| anyhow!("it is not UTF-8"));
+            let read = read.and_then(|line| {
+                let (name, _) = row(line)?;
+                match index.entry(decode(name).into_owned()) {
+                    Entry::Vacant(free) => _ = free.insert(text.len()),
+                    Entry::Occupied(known) => return Err(anyhow!("it names {} once more", printable(known.key()))),
                 }
-                Entry::Occupied(known) => {
-                    let line = memchr::memchr_iter(b'\n', &self.text.as_bytes()[..row.start as usize]).count();
-                    self.damaged(line, format!("it names {} once more", printable(known.key())));
-                }
+                text.push_str(line);
+                text.push('\n');
+                Ok(())
+            });
+            if let Err(error) = read {
+                damage.push(Damage { file: STATEDB, line: at + 1, why: format!("{error:#}") });
             }
         }
-        self.index = Some(index);
+        let (text, index) = (Cow::Owned(text), Some(index));
+        Self { text, index, damage, was_empty: bytes.is_empty(), ..Self::default() }
     }
 
-    fn find(&self, vm: &str) -> Option<usize> {
+    /// The line that begins at `start`.
+    fn row(&self, start: usize) -> Option<Row<'_>> {
+        let rest = self.text.get(start..)?;
+        let line = &rest[..memchr::memchr(b'\n', rest.as_bytes())?];
+        let (name, status) = row(line).ok()?;
+        Some(Row { name, status, end: start + line.len() + 1 })
+    }
+
+    /// Where the line of `vm` begins, or else, where there is an order, would begin.
+    fn find(&self, vm: &str) -> Result<usize, usize> {
+        if let Some(index) = &self.index {
+            return index.get(vm).copied().ok_or(self.text.len());
+        }
         let last = self.last.get();
-        let near = [last, last + 1]
-            .into_iter()
-            .find(|at| self.index.is_none() && self.rows.get(*at).is_some_and(|row| row.name(&self.text) == vm));
-        let found = match &self.index {
-            _ if near.is_some() => near,
-            Some(index) => index.get(vm).copied(),
-            None => self.rows.binary_search_by(|row| row.name(&self.text).cmp(vm)).ok(),
-        };
+        let next = self.row(last).map_or(0, |row| row.end);
+        let near = [last, next].into_iter().find(|start| self.row(*start).is_some_and(|row| row.name == vm));
+        let found = near.map_or_else(|| self.halve(vm), Ok);
         self.last.set(found.unwrap_or(last));
         found
     }
 
+    fn halve(&self, vm: &str) -> Result<usize, usize> {
+        let (mut low, mut high) = (0, self.text.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let start = memchr::memrchr(b'\n', &self.text.as_bytes()[low..middle]).map_or(low, |at| low + at + 1);
+            let Some(row) = self.row(start) else { return Err(start) };
+            match row.name.cmp(vm) {
+                std::cmp::Ordering::Equal => return Ok(start),
+                std::cmp::Ordering::Less => low = row.end,
+                std::cmp::Ordering::Greater => high = start,
+            }
+        }
+        Err(low)
+    }
+
+    /// What the line that begins at `start` is to say.
+    fn status(&self, start: usize) -> Option<Status> {
+        self.edits.get(&start).copied().unwrap_or_else(|| self.row(start).map(|row| row.status))
+    }
+
     pub fn get(&self, vm: &str) -> Option<Status> {
         match self.find(vm) {
-            Some(at) => self.rows.get(at)?.status,
-            None if self.added.is_empty() => None,
-            None => self.added.get(encode(vm).as_ref()).copied(),
+            Ok(start) => self.status(start),
+            Err(_) if self.added.is_empty() => None,
+            Err(_) => self.added.get(encode(vm).as_ref()).copied(),
         }
     }
 
@@ -147,27 +142,39 @@ impl<'a> Table<'a> {
     }
 
     pub fn set(&mut self, vm: &str, status: Status) {
-        let old = match self.find(vm).and_then(|at| self.rows.get_mut(at)) {
-            Some(row) => {
-                row.written &= row.status == Some(status);
-                row.status.replace(status)
+        let old = match self.find(vm) {
+            Ok(start) => {
+                let old = self.status(start);
+                if old != Some(status) {
+                    self.edits.insert(start, Some(status));
+                }
+                old
             }
-            None => self.added.insert(encode(vm).into_owned(), status),
+            Err(_) => self.added.insert(encode(vm).into_owned(), status),
         };
         self.changed |= old != Some(status);
     }
 
     pub fn remove(&mut self, vm: &str) {
-        let old = match self.find(vm).and_then(|at| self.rows.get_mut(at)) {
-            Some(row) => row.status.take(),
-            None => self.added.remove(encode(vm).as_ref()),
+        let old = match self.find(vm) {
+            Ok(start) => {
+                let old = self.status(start);
+                self.edits.insert(start, None);
+                old
+            }
+            Err(_) => self.added.remove(encode(vm).as_ref()),
         };
         self.changed |= old.is_some();
     }
 
     /// Whether nothing was read.
     pub fn was_empty(&self) -> bool {
-        self.text.is_empty()
+        self.was_empty
+    }
+
+    /// Whether the text to be written is whole lines in order, by names that need no decoding, if the one read was.
+    pub fn keeps_order(&self) -> bool {
+        self.index.is_none() && !self.added.keys().any(|name| name.contains('%'))
     }
 
     /// Gives up the lines that could not be read: the text is to be written without them.
@@ -178,27 +185,24 @@ impl<'a> Table<'a> {
 
     /// All guests, in the order in which they are written.
     pub fn rows(&self) -> impl Iterator<Item = (Cow<'_, str>, Status)> {
-        self.merged().filter_map(|line| match line {
-            Line::Old(row) => Some((decode(row.name(&self.text)), row.status?)),
-            Line::New(name, status) => Some((decode(name), status)),
+        let mut start = 0;
+        let mut old = std::iter::from_fn(move || {
+            let row = self.row(start)?;
+            let status = self.edits.get(&start).copied().unwrap_or(Some(row.status));
+            start = row.end;
+            Some((row.name, status))
         })
-    }
-
-    /// The lines: new ones in their places where there is an order, else last.
-    fn merged(&self) -> impl Iterator<Item = Line<'_>> {
-        let mut old = self.rows.iter().peekable();
-        let mut added = self.added.iter().peekable();
+        .filter_map(|(name, status)| Some((name, status?)))
+        .peekable();
+        let mut added = self.added.iter().map(|(name, status)| (name.as_str(), *status)).peekable();
         let ordered = self.index.is_none();
         std::iter::from_fn(move || {
             let new_first = match (old.peek(), added.peek()) {
-                (Some(row), Some((name, _))) => ordered && name.as_str() < row.name(&self.text),
+                (Some((old, _)), Some((new, _))) => ordered && new < old,
                 (old, _) => old.is_none(),
             };
-            if new_first {
-                added.next().map(|(name, status)| Line::New(name, *status))
-            } else {
-                old.next().map(Line::Old)
-            }
+            let (name, status) = if new_first { added.next()? } else { old.next()? };
+            Some((decode(name), status))
         })
     }
 
@@ -207,38 +211,32 @@ impl<'a> Table<'a> {
         if !self.changed {
             return None;
         }
+        let ordered = self.index.is_none();
+        let place = |name: &str| if ordered { self.halve(name).unwrap_or_else(|at| at) } else { self.text.len() };
+        let mut added = self.added.iter().map(|(name, status)| (place(name), name, *status)).peekable();
         let mut pieces = Vec::new();
-        // Lines that stay as they are and follow each other.
-        let mut span = 0..0;
-        for line in self.merged() {
-            let (name, status) = match line {
-                Line::Old(row) if row.written && row.status.is_some() => {
-                    let start = row.start as usize;
-                    if span.end != start {
-                        keep(&mut pieces, self.text.get(span).unwrap_or_default());
-                        span = start..start;
-                    }
-                    // With its colon, status and newline.
-                    span.end = start + usize::from(row.name) + 2 + row.status.map_or(0, |status| status.as_str().len());
-                    continue;
-                }
-                Line::Old(row) => (row.name(&self.text), row.status),
-                Line::New(name, status) => (name, Some(status)),
-            };
-            keep(&mut pieces, self.text.get(std::mem::take(&mut span)).unwrap_or_default());
-            if let Some(status) = status {
-                for part in [name, ":", status.as_str(), "\n"] {
-                    keep(&mut pieces, part);
-                }
+        let mut at = 0;
+        let edits = self.edits.iter().map(|(start, status)| (*start, *status));
+        for (start, status) in edits.chain([(self.text.len(), None)]) {
+            while let Some((place, name, status)) = added.next_if(|(place, ..)| *place <= start) {
+                keep(&mut pieces, self.text.get(at..place).unwrap_or_default());
+                at = place;
+                keep_line(&mut pieces, name, status);
             }
-        }
-        // The last line that was read may lack its newline.
-        let end = span.end.min(self.text.len());
-        keep(&mut pieces, self.text.get(span.start..end).unwrap_or_default());
-        if end < span.end {
-            keep(&mut pieces, "\n");
+            keep(&mut pieces, self.text.get(at..start).unwrap_or_default());
+            let row = self.row(start);
+            if let Some((row, status)) = row.zip(status) {
+                keep_line(&mut pieces, row.name, status);
+            }
+            at = row.map_or(start, |row| row.end);
         }
         Some(pieces)
+    }
+}
+
+fn keep_line<'a>(pieces: &mut Vec<Cow<'a, str>>, name: &'a str, status: Status) {
+    for part in [name, ":", status.as_str(), "\n"] {
+        keep(pieces, part);
     }
 }
 
@@ -252,14 +250,21 @@ fn keep<'a>(pieces: &mut Vec<Cow<'a, str>>, text: &'a str) {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Line<'a> {
-    Old(&'a Row),
-    New(&'a str, Status),
+/// Whether a text is nothing but whole lines in the order of their names, which are what they stand for.
+fn in_order(text: &str) -> bool {
+    let (mut start, mut last) = (0, "");
+    for end in memchr::memchr_iter(b'\n', text.as_bytes()) {
+        match row(&text[start..end]) {
+            Ok((name, _)) if last < name => last = name,
+            _ => return false,
+        }
+        start = end + 1;
+    }
+    start == text.len() && !text.contains('%')
 }
 
-/// Reads the line that begins at `start`.
-fn row(line: &str, start: usize) -> Result<Row> {
+/// Reads a line: the name as it is written, and the status.
+fn row(line: &str) -> Result<(&str, Status)> {
     let last = line.as_bytes().last();
     let found = Status::ALL
         .into_iter()
@@ -273,8 +278,7 @@ fn row(line: &str, start: usize) -> Result<Row> {
     if name.is_empty() || name.len() > NAME_MAX / 3 || name.contains('\0') {
         GuestName::new(decode(name).as_ref())?;
     }
-    let (start, name) = (u32::try_from(start)?, u16::try_from(name.len())?);
-    Ok(Row { start, name, status: Some(status), written: true })
+    Ok((name, status))
 }
 
 fn coded(byte: u8) -> bool {
@@ -367,6 +371,38 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_known_to_be_in_order_need_not_be_read_through(
+            names in proptest::collection::btree_set("[a-d:]{1,3}", 0..12),
+            edits in proptest::collection::vec(("[a-d:%\n]{1,3}", 0..7usize), 0..12),
+        ) {
+            let text: String = names.iter().map(|name| format!("{name}:NEW\n")).collect();
+            let (mut known, mut read) = (Table::known(text.as_bytes()), Table::parse(text.as_bytes()));
+            prop_assert!(read.keeps_order());
+            let mut model: BTreeMap<String, Status> = names.into_iter().map(|name| (name, Status::New)).collect();
+            for (vm, edit) in &edits {
+                for table in [&mut known, &mut read] {
+                    match Status::ALL.get(*edit) {
+                        Some(status) => table.set(vm, *status),
+                        None => table.remove(vm),
+                    }
+                }
+                match Status::ALL.get(*edit) {
+                    Some(status) => _ = model.insert(vm.clone(), *status),
+                    None => _ = model.remove(vm),
+                }
+                prop_assert_eq!(known.get(vm), model.get(vm).copied());
+            }
+            prop_assert_eq!(known.to_text(), read.to_text());
+            let rows: BTreeMap<String, Status> = known.rows().map(|(name, status)| (name.into_owned(), status)).collect();
+            prop_assert_eq!(&rows, &model);
+            let after = known.to_text().unwrap_or(text.clone());
+            prop_assert_eq!(known.keeps_order(), in_order(&after), "{:?}", after);
+            let again = Table::parse(after.as_bytes());
+            let rows: BTreeMap<String, Status> = again.rows().map(|(name, status)| (name.into_owned(), status)).collect();
+            prop_assert_eq!(&rows, &model);
+        }
+
         #[test]
         fn every_name_survives(
             names in proptest::collection::hash_set("[^\0]{1,20}|(%|:|[0-9A-F]|\n){1,9}", 1..20),

@@ -3,6 +3,7 @@
 use bak_tests::{Kit, Ran, finish};
 use serde_json::json;
 use std::fs;
+use std::io::Write;
 
 fn state(kit: &Kit, line: &str) -> Ran {
     state_with(kit, line, "")
@@ -150,6 +151,25 @@ fn a_damaged_line_stops_every_write_and_is_named() {
     state_with(&kit, "observe -", guest).expect(4).says("db/vmtool-details:2: ");
     state(&kit, "get web").expect(1).says("db/vmtool-details:2: ");
     assert_eq!(fs::read_to_string(kit.path("db/vmtool-details")).unwrap(), text);
+}
+
+#[test]
+fn an_editors_line_is_read_even_if_the_list_was_in_order_before() {
+    let kit = Kit::new();
+    state(&kit, "set NEW a b c -q").clean();
+    state(&kit, "set BACKUP_NECESSARY a -q").clean();
+    // In place, of the same length, and out of order.
+    let path = kit.path("db/vmtool-statedb");
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all(b"z:").unwrap();
+    let words: Vec<&str> = "set BACKUP_NECESSARY b z -q --db db".split(' ').collect();
+    kit.run("bak-state", words).clean();
+    assert_eq!(statedb(&kit), "z:BACKUP_NECESSARY\nb:BACKUP_NECESSARY\nc:NEW\n");
+    // By another file in its place, with the times of the first.
+    state(&kit, "set BACKUP_NECESSARY c -q").clean();
+    kit.sh("sed s/^c:/:c/ db/vmtool-statedb >new && touch -r db/vmtool-statedb new && mv new db/vmtool-statedb")
+        .clean();
+    state(&kit, "set NEW d").expect(4).says("db/vmtool-statedb:3: ");
 }
 
 #[test]
