@@ -172,7 +172,13 @@ impl Common {
 impl Session {
     /// The present time: what `--now` says, else the clock, which may have moved since the run began.
     pub fn clock(&self) -> Time {
-        if self.now_given { self.now } else { Time::new(chrono::Utc::now()) }
+        self.clock_of_its_own()()
+    }
+
+    /// The same to be asked elsewhere and later.
+    pub fn clock_of_its_own(&self) -> impl Fn() -> Time + Send + Sync + 'static {
+        let (now, given) = (self.now, self.now_given);
+        move || if given { now } else { Time::new(chrono::Utc::now()) }
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::command::{Event, Program};
-use crate::meter::{self, METER, Wire};
+use crate::meter::{self, METER, METER_HERE, Speed, Wire};
 use crate::name::printable;
 use crate::store::Listing;
 
@@ -42,6 +42,15 @@ pub enum Fetched {
     Missing,
 }
 
+/// Says how fast to send now.
+struct Pace(Box<dyn Fn() -> Speed + Send + Sync>);
+
+impl std::fmt::Debug for Pace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0())
+    }
+}
+
 /// A connection to the far side for one pass.
 #[derive(Debug)]
 pub struct Far {
@@ -55,6 +64,9 @@ pub struct Far {
     fsync: AtomicBool,
     /// What all runs so far have cost, and the counts of the one that runs.
     wire: Mutex<Wire>,
+    pace: Option<Pace>,
+    /// Nothing may cross the line for hours, and that is right.
+    may_wait: bool,
 }
 
 impl Far {
@@ -70,6 +82,8 @@ impl Far {
             runs: AtomicU64::new(0),
             fsync: AtomicBool::new(true),
             wire: Mutex::default(),
+            pace: None,
+            may_wait: false,
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
         if let Url::Ssh { host, .. } = far.url.clone() {
@@ -126,6 +140,19 @@ impl Far {
         Ok(())
     }
 
+    /// Has every run, those to a mounted path, too, keep to the speed that `pace` says, which is asked again all the time.
+    /// If it may be [`Speed::Wait`], rsync's own limit of time without traffic is off, and only ssh notices that a line is
+    /// dead.
+    pub fn keep_pace(&mut self, pace: impl Fn() -> Speed + Send + Sync + 'static, may_wait: bool) {
+        self.pace = Some(Pace(Box::new(pace)));
+        self.may_wait = may_wait;
+    }
+
+    /// Whether a meter stands between rsync and the far side.
+    fn metered(&self) -> bool {
+        self.is_remote() || self.pace.is_some()
+    }
+
     /// What has crossed the line since the last call.
     pub fn take_wire(&self) -> Wire {
         std::mem::take(&mut self.wire.lock().unwrap_or_else(PoisonError::into_inner))
@@ -135,7 +162,8 @@ impl Far {
     fn place(&self, below: &str) -> OsString {
         match &self.url {
             Url::Path(path) => {
-                let mut place = path.join(below).into_os_string();
+                let mut place = OsString::from(if self.metered() { "here:" } else { "" });
+                place.push(path.join(below));
                 if !place.as_bytes().ends_with(b"/") {
                     place.push("/");
                 }
@@ -150,6 +178,18 @@ impl Far {
 
     fn scratch_file(&self, kind: &str) -> PathBuf {
         self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
+    }
+
+    /// What rsync is to take for its remote shell: a meter, that notes in `counts`.
+    fn shell(&self, counts: &Path) -> OsString {
+        // The path stays ours even if this program is replaced by a newer one meanwhile.
+        let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
+        let mode = if self.is_remote() { METER } else { METER_HERE };
+        for word in [OsString::from(mode), counts.into()].into_iter().chain(self.ssh.iter().cloned()) {
+            shell.push(" ");
+            shell.push(quote(word));
+        }
+        shell
     }
 
     /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one.
@@ -167,19 +207,15 @@ impl Far {
         let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
         fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
         let counts = self.scratch_file("wire");
-        let mut program =
-            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", "--timeout=600"]);
+        let mut program = Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0"]);
+        program = program.arg(if self.may_wait { "--timeout=0" } else { "--timeout=600" });
         program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
-        if self.is_remote() {
-            // The path stays ours even if this program is replaced by a newer one meanwhile.
-            let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
-            for word in
-                [OsString::from(METER), counts.clone().into_os_string()].into_iter().chain(self.ssh.iter().cloned())
-            {
-                shell.push(" ");
-                shell.push(quote(word));
+        if self.metered() {
+            program = program.arg("-e").arg(self.shell(&counts));
+            if !self.is_remote() {
+                // No shell is there that would read the path: it goes as it is.
+                program = program.arg("--secluded-args");
             }
-            program = program.arg("-e").arg(shell);
         }
         let [from, to] = places;
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
@@ -189,18 +225,28 @@ impl Far {
         }
         let mut stdout = Vec::new();
         let mut local = Wire::default();
-        let remote = self.is_remote();
+        let metered = self.metered();
+        let mut speed = None;
+        let mut keep_pace = || match self.pace.as_ref().map(|pace| pace.0()) {
+            now if now != speed => {
+                speed = now;
+                meter::set_speed(&counts, now.unwrap_or_default())
+            }
+            _ => Ok(()),
+        };
+        keep_pace()?;
         let finished = program.run_with(|event| {
+            keep_pace()?;
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
-                if !remote && let Some(sent) = progress(bytes) {
+                if !metered && let Some(sent) = progress(bytes) {
                     local.out = local.out.max(sent);
                 }
             }
-            watch(if remote { meter::read(&counts) } else { local })
+            watch(if metered { meter::read(&counts) } else { local })
         });
-        let wire = if remote { meter::read(&counts) } else { local };
+        let wire = if metered { meter::read(&counts) } else { local };
         let mut sum = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
         *sum = *sum + wire;
         drop(sum);

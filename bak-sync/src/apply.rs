@@ -23,14 +23,14 @@ use std::time::Instant;
 use crate::carry::Trouble;
 use crate::identity;
 use crate::plan;
+use crate::timetable::Timetable;
 
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
 const LINE_FAILURES: u32 = 2;
 
 #[derive(Debug)]
 pub struct Options {
-    /// Bytes a second.
-    pub bwlimit: Option<u64>,
+    pub bwlimit: Timetable,
     pub ssh: Vec<String>,
 }
 
@@ -96,7 +96,6 @@ pub fn url(dest: &Destination) -> Result<Url> {
 pub struct Pass<'a> {
     pub session: &'a Session,
     pub dest: &'a Destination,
-    pub options: &'a Options,
     pub outbox: &'a Outbox,
     pub far: &'a Far,
     pub scratch: &'a Scratch,
@@ -140,7 +139,11 @@ pub fn pass(
     let waiting = pending(session, &outbox);
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
-    let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    if !options.bwlimit.is_free() {
+        let (table, zone, clock) = (options.bwlimit.clone(), session.zone, session.clock_of_its_own());
+        far.keep_pace(move || table.at(zone.local(clock())), options.bwlimit.ever_waits());
+    }
     let opened = look(&outbox, &far, &expected, &waiting);
     // What the look cost is noted whether or not it went well.
     let wire = far.take_wire();
@@ -150,7 +153,6 @@ pub fn pass(
     let mut pass = Pass {
         session,
         dest,
-        options,
         outbox: &outbox,
         far: &far,
         scratch: &scratch,

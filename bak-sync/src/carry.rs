@@ -131,10 +131,7 @@ impl Pass<'_> {
         let files: Vec<String> = names.iter().map(|name| format!("{place}/{name}")).collect();
         let dir = self.outbox.store.path().join(place);
         let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
-        let (block, rate) = (
-            format!("--block-size={}", plan::block_size(largest)),
-            self.options.bwlimit.map(|rate| format!("--bwlimit={}", (rate / 1024).max(1))),
-        );
+        let block = format!("--block-size={}", plan::block_size(largest));
         let compare = format!("--compare-dest={}", self.basis);
         let partial = format!("--partial-dir={}", plan::PARTIAL);
         let mut options = vec![partial.as_str()];
@@ -154,7 +151,6 @@ impl Pass<'_> {
         if holes(&dir, dump) {
             options.push("--sparse");
         }
-        options.extend(rate.as_deref());
         let bar = Bar::new(self.session, dump);
         let (mut noted, mut when) = (0, Instant::now());
         let (session, dest, ledger) = (self.session, self.dest, &mut self.ledger);

@@ -8,12 +8,13 @@ use bak_common::name::{DumpId, printable};
 use bak_common::record::{Dump, Record};
 use bak_common::report::{Kind, PipeClosed};
 use bak_common::table::table;
-use bak_common::units::{rate, show_duration, show_size};
+use bak_common::units::{show_duration, show_size};
 use clap::Parser;
 use std::collections::HashMap;
 
 use crate::apply::{self, Options};
 use crate::identity;
+use crate::timetable::Timetable;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,8 +47,9 @@ pub struct Cli {
     /// Give the far side an identity, or learn the one it has; sends nothing else
     #[arg(long)]
     init: bool,
-    /// Bytes a second, 5M or 20Mbit; off for no limit
-    #[arg(long, value_name = "RATE")]
+    /// Bytes a second, 5M or 20Mbit; by the hour, '08:00,512K 19:00,off'; by the day, 'mon-fri 08:00,1M sat-sun 00:00,off'.
+    /// off is no limit, 0 is to wait
+    #[arg(long, value_name = "RATE|TIMETABLE")]
     bwlimit: Option<String>,
     /// The command that reaches the host, split at spaces [default: ssh]
     #[arg(long, value_name = "COMMAND")]
@@ -116,13 +118,9 @@ fn piped(session: &Session) -> Result<HashMap<DumpId, Dump>> {
 }
 
 fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
-    let bwlimit = match cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()) {
-        None | Some("off") => None,
-        Some(text) => Some(rate(text).map_err(|error| Kind::Usage.says(format!("bwlimit: {error:#}")))?),
-    };
-    if bwlimit == Some(0) {
-        return Err(Kind::Usage.says("bwlimit: a rate of 0 would never end"));
-    }
+    let wrong = |error: anyhow::Error| Kind::Usage.says(format!("bwlimit: {error:#}"));
+    let bwlimit = cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()).unwrap_or("off");
+    let bwlimit = Timetable::parse(bwlimit).map_err(wrong)?;
     let ssh = match &cli.ssh {
         Some(text) => ssh_words(text),
         None => dest.ssh.clone(),

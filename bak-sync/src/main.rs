@@ -6,6 +6,7 @@ mod cli;
 mod identity;
 mod plan;
 mod progress;
+mod timetable;
 
 fn main() -> std::process::ExitCode {
     bak_common::report::main("bak-sync", cli::run)

@@ -1,7 +1,7 @@
 //! bak-sync as users run it: to a mounted path, and to a real sshd on loopback.
 
 use bak_tests::sshd::Sshd;
-use bak_tests::{Kit, Ran, check_store, noise, put_dump};
+use bak_tests::{Kit, Ran, bin, check_store, finish, noise, put_dump};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -35,13 +35,17 @@ impl Place {
     }
 
     fn sync<const N: usize>(&self, more: [&str; N]) -> Ran {
+        self.kit.run("bak-sync", self.command(more).1)
+    }
+
+    fn command<const N: usize>(&self, more: [&str; N]) -> (PathBuf, Vec<String>) {
         let url = self.sshd.as_ref().map_or_else(|| self.far().display().to_string(), |sshd| sshd.url(&self.far()));
         let mut args = vec!["--outbox".to_owned(), "outbox".into(), "--dest".into(), format!("box={url}")];
         if let Some(sshd) = &self.sshd {
             args.extend(["--ssh".into(), sshd.command()]);
         }
         args.extend(more.iter().map(|text| (*text).to_owned()));
-        self.kit.run("bak-sync", args)
+        (bin("bak-sync"), args)
     }
 
     fn wait_there(&self, vm: &str, started: &str, bytes: usize, note: Value) -> String {
@@ -400,12 +404,41 @@ fn bad_usage_is_exit_2() {
 
 #[test]
 fn a_rate_is_kept() {
-    let place = Place::new(false);
-    place.wait_there("web", DAY1, 3_000_000, json!({}));
-    let begun = std::time::Instant::now();
-    place.sync(["--bwlimit", "1M"]).clean();
-    assert!(begun.elapsed().as_secs_f64() > 1.5, "3 MB at 1 MiB/s take about 3 s");
-    place.sync(["--bwlimit", "fast"]).expect(2).says("fast");
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        place.wait_there("web", DAY1, 3_000_000, json!({}));
+        let begun = std::time::Instant::now();
+        place.sync(["--bwlimit", "1M"]).clean();
+        assert!(begun.elapsed().as_secs_f64() > 3_000_000.0 / f64::from(1 << 20) * 0.9, "ssh: {ssh}");
+        assert_eq!(check_store(&place.far()).whole.len(), 1);
+        assert!(
+            place.ledger().iter().any(|line| line["dump"].is_string() && line["wire_out"].as_u64() > Some(3_000_000))
+        );
+        for (bad, why) in [("fast", "fast"), ("0", "nothing would ever be sent"), ("8:00,1M 8:00,2M", "says twice")] {
+            place.sync(["--bwlimit", bad]).expect(2).says(why);
+        }
+    }
+}
+
+#[test]
+fn a_timetables_next_rate_takes_effect_in_a_running_transfer() {
+    for (ssh, slow) in [(false, "512"), (true, "512"), (true, "0")] {
+        let place = Place::new(ssh);
+        let id = place.wait_there("web", DAY1, 3_000_000, json!({}));
+        // At 512 bytes a second it would take an hour and a half; at 0 for ever.
+        let table = format!("mon-sun 07:00,{slow} 08:00,off");
+        let mut command = place.kit.command("faketime");
+        let clock: i64 = "2026-11-20T07:59:57Z".parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp();
+        let offset = clock - chrono::Utc::now().timestamp();
+        let (program, args) = place.command(["--bwlimit", &table]);
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command.args(["-f", &format!("{offset:+}s")]).arg(program).args(args);
+        let ran = finish(command, "").clean();
+        assert_eq!(ran.column("id"), [id]);
+        let at = ran.records()[0]["sent"]["box"]["at"].as_str().unwrap().to_owned();
+        assert!(at.as_str() >= "2026-11-20T08:00:00Z", "{at}");
+        assert_eq!(check_store(&place.far()).whole.len(), 1);
+    }
 }
 
 #[test]
