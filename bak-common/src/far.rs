@@ -335,6 +335,11 @@ impl Far {
 
     /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.
     pub fn dumps(&self, top: &str) -> Result<Listing> {
+        Ok(self.whole(top)?.1)
+    }
+
+    /// All files over there, and the dumps that they make up: see [`Far::dumps`].
+    pub fn whole(&self, top: &str) -> Result<(Vec<FarFile>, Listing)> {
         let files = self.list(&[".".to_owned()])?;
         let names: Vec<String> = listing::sidecars(&files).into_iter().map(|(_, _, name)| name).collect();
         let to = self.scratch_file("sidecars");
@@ -350,7 +355,8 @@ impl Far {
         }
         let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
         let _ = fs::remove_dir_all(&to);
-        Ok(listing::dumps(top, &files, &texts))
+        let dumps = listing::dumps(top, &files, &texts);
+        Ok((files, dumps))
     }
 
     /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard

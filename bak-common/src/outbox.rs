@@ -13,6 +13,7 @@ use crate::report::Kind;
 use crate::store::{BAK, Store, Unreadable};
 
 const SENT: &str = "sent";
+const GONE: &str = "gone";
 const IDENTITY: &str = "dest";
 const TEMP: &str = ".sent.new";
 const SIDECAR_MAX: u64 = 16 << 20;
@@ -132,6 +133,22 @@ impl Outbox {
             fsio::make_dir(fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?.as_fd(), &Self::place(&dump.vm))?;
         fsio::write_whole(dir.as_fd(), TEMP, &dump.stem.sidecar(), &sent.to_sidecar())?;
         Ok(sent)
+    }
+}
+
+impl Outbox {
+    /// Has a dump no longer count as sent. Its entry of the history is kept in `.bak/gone/<vm>/`, which nobody reads.
+    pub fn unsend(&self, dump: &Dump) -> Result<()> {
+        let bak = self.store.make_bak()?;
+        let place = Self::place(&dump.vm);
+        let Some(sent) = self.sent_dir()? else { return Ok(()) };
+        let from = fsio::open_dir(sent.as_fd(), &place).context("cannot open the history of what was sent")?;
+        let to = fsio::make_dir(fsio::make_dir(bak.as_fd(), GONE)?.as_fd(), &place)?;
+        let name = dump.stem.sidecar();
+        rustix::io::retry_on_intr(|| rustix::fs::renameat(&from, &*name, &to, &*name))
+            .with_context(|| format!("cannot take {name} out of the history of what was sent"))?;
+        fsio::sync(to.as_fd())?;
+        fsio::sync(from.as_fd())
     }
 }
 

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 
 use crate::apply::{self, Options};
 use crate::identity;
+use crate::reconcile;
 use crate::timetable::Timetable;
 
 const EXAMPLES: &str = "\
@@ -22,6 +23,8 @@ Examples:
       once: gives the far side its identity
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box
       one pass: everything that bak-link put into this outbox
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
+      after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't
   bak-link | bak-sync -
       with a configuration: what was linked now, and what was pending, to every destination
 
@@ -47,6 +50,10 @@ pub struct Cli {
     /// Give the far side an identity, or learn the one it has; sends nothing else
     #[arg(long)]
     init: bool,
+    /// List all of the far side: what is there, copies made by others too, counts as sent; what is not no longer does. Sends
+    /// no dumps
+    #[arg(long, conflicts_with = "init")]
+    reconcile: bool,
     /// Bytes a second, 5M or 20Mbit; by the hour, '08:00,512K 19:00,off'; by the day, 'mon-fri 08:00,1M sat-sun 00:00,off'.
     /// off is no limit, 0 is to wait
     #[arg(long, value_name = "RATE|TIMETABLE")]
@@ -77,7 +84,8 @@ pub fn run() -> Result<u8> {
             if cli.init {
                 return identity::init(&session, dest, &options);
             }
-            apply::pass(&session, dest, &options, &mut |mut dump| {
+            let carry = if cli.reconcile { reconcile::run } else { apply::pass };
+            carry(&session, dest, &options, &mut |mut dump| {
                 // What others put into the record on its way here is theirs to find again.
                 if let Some(record) = piped.get(&dump.id) {
                     for (key, value) in &record.extra {
@@ -141,7 +149,10 @@ fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
 fn row(session: &Session, dest: &Destination, dump: &Dump) -> Vec<String> {
     let sent = dump.sent.get(&dest.name);
     let number = |value: Option<u64>| value.map_or_else(String::new, show_size);
+    let settled = dump.extra.get("reconcile").and_then(|note| note.get(&dest.name));
+    let word = |key: &str| settled.and_then(|note| note.get(key)?.as_str()).unwrap_or_default();
     let state = match (sent, dump.link.get(&dest.name)) {
+        _ if settled.is_some() => format!("{}: {}", word("decision"), word("why")),
         (Some(_), _) => "sent".to_owned(),
         (None, Some(note)) => {
             note.error.as_ref().map_or_else(|| "pending".to_owned(), |error| format!("pending; last: {error}"))

@@ -6,6 +6,7 @@ mod cli;
 mod identity;
 mod plan;
 mod progress;
+mod reconcile;
 mod timetable;
 
 fn main() -> std::process::ExitCode {

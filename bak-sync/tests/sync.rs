@@ -1,67 +1,12 @@
 //! bak-sync as users run it: to a mounted path, and to a real sshd on loopback.
 
-use bak_tests::sshd::Sshd;
-use bak_tests::{Kit, Ran, bin, check_store, finish, noise, put_dump};
+mod common;
+
+use bak_tests::{Kit, Ran, check_store, finish, noise, put_dump};
+use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-
-const DAY1: &str = "2026-11-18T01:00:00Z";
-const DAY2: &str = "2026-11-19T01:00:00Z";
-
-/// An outbox, a far side, and dumps that wait, put there by hand.
-struct Place {
-    kit: Kit,
-    sshd: Option<Sshd>,
-}
-
-impl Place {
-    fn new(ssh: bool) -> Self {
-        let kit = Kit::new();
-        fs::create_dir(kit.path("far")).unwrap();
-        let sshd = ssh.then(|| Sshd::start(&kit.path("sshd")));
-        let place = Self { kit, sshd };
-        place.sync(["--init"]).clean();
-        place
-    }
-
-    fn outbox(&self) -> PathBuf {
-        self.kit.path("outbox")
-    }
-
-    fn far(&self) -> PathBuf {
-        self.kit.path("far")
-    }
-
-    fn sync<const N: usize>(&self, more: [&str; N]) -> Ran {
-        self.kit.run("bak-sync", self.command(more).1)
-    }
-
-    fn command<const N: usize>(&self, more: [&str; N]) -> (PathBuf, Vec<String>) {
-        let url = self.sshd.as_ref().map_or_else(|| self.far().display().to_string(), |sshd| sshd.url(&self.far()));
-        let mut args = vec!["--outbox".to_owned(), "outbox".into(), "--dest".into(), format!("box={url}")];
-        if let Some(sshd) = &self.sshd {
-            args.extend(["--ssh".into(), sshd.command()]);
-        }
-        args.extend(more.iter().map(|text| (*text).to_owned()));
-        (bin("bak-sync"), args)
-    }
-
-    fn wait_there(&self, vm: &str, started: &str, bytes: usize, note: Value) -> String {
-        let mut link = json!({"decision": "linked", "why": "test", "at": "2026-11-20T02:00:00Z", "rank": 1});
-        for (key, value) in note.as_object().unwrap() {
-            link[key] = value.clone();
-        }
-        put_dump(&self.outbox(), vm, started, bytes, json!({"link": {"box": link}}))
-    }
-
-    fn ledger(&self) -> Vec<Value> {
-        let dir = self.outbox().join(".bak/ledger");
-        let file = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
-        fs::read_to_string(file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
 
 fn arrives(ssh: bool) {
     let place = Place::new(ssh);

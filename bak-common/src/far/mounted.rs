@@ -11,6 +11,8 @@ use super::{FarFile, FarKind, Fetched};
 use crate::calendar::Time;
 use crate::name::printable;
 
+/// The name of the top itself.
+const TOP: &str = ".";
 const SMALL: u64 = 16 << 20;
 
 /// One small file of the directory `top`.
@@ -63,13 +65,16 @@ fn walk(top: &Path, name: &str, found: &mut Vec<FarFile>, depth: u32) -> Result<
     };
     let modified =
         Time::from_unix(meta.mtime()).with_context(|| format!("{} has an impossible date", path.display()))?;
-    found.push(FarFile { name: name.to_owned(), bytes: meta.len(), modified, kind });
+    if name != TOP {
+        found.push(FarFile { name: name.to_owned(), bytes: meta.len(), modified, kind });
+    }
     if kind == FarKind::Dir {
         for entry in fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))? {
             let entry = entry.with_context(|| format!("cannot list {}", path.display()))?.file_name();
             // What is no UTF-8 is nothing of ours.
             if let Some(entry) = entry.to_str() {
-                walk(top, &format!("{name}/{entry}"), found, depth + 1)?;
+                let below = if name == TOP { entry.to_owned() } else { format!("{name}/{entry}") };
+                walk(top, &below, found, depth + 1)?;
             }
         }
     }
