@@ -3,18 +3,24 @@
 //! Append-only JSON lines, one file a node (`<node>.jsonl`), so that several nodes may share the directory, and so a
 //! budget, without a lock. bak-sync writes it; bak-link reads it. An attempt has one `id`; while it runs its line is
 //! written anew with higher counts, and the last line with that id holds, so a crash forgets at most what came after.
+//!
+//! A file that has grown is written anew, without what no limit and no forecast looks at any more, when a pass begins. That
+//! is done by renaming, so nobody may have the old one open to append to it: whoever writes holds a shared lock on the
+//! file, and it is trimmed under an exclusive one, or not at all.
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::calendar::Time;
 use crate::fsio;
+use crate::lock::{Hold, Lock};
 use crate::name::{DumpId, is_component};
 
 /// One attempt to send one dump; also what listings and checks of a pass cost, which have no dump.
@@ -118,15 +124,58 @@ impl Ledger {
     }
 }
 
+/// What is older than this is forgotten: the longest limit is a month, and passes of a year show how a place is used.
+const KEPT_S: i64 = 400 * 86_400;
+/// A smaller file is left as it is.
+const TRIMMED_FROM: u64 = 1 << 20;
+
+/// Another pass, to another destination, may be trimming it.
+const TRIMMING_MAX: Duration = Duration::from_secs(60);
+
+/// What is left of a file's `text`: of each attempt its last line, and nothing from before `from`. What cannot be read
+/// stays. Pure.
+fn trimmed(text: &[u8], from: Time) -> Vec<u8> {
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let mut later = HashSet::new();
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for line in lines.into_iter().rev() {
+        let keep = match serde_json::from_slice(line) {
+            Ok(Line::Attempt(attempt)) => attempt.at >= from && later.insert(attempt.id),
+            Ok(Line::Pass(pass)) => pass.at >= from,
+            Err(error) => !error.is_eof(),
+        };
+        if keep {
+            kept.push(line);
+        }
+    }
+    kept.iter().rev().flat_map(|line| line.iter().copied().chain([b'\n'])).collect()
+}
+
+/// Writes the file `name` anew if most of it is no longer needed, and nobody is writing to it.
+fn trim(top: BorrowedFd, name: &str, now: Time) -> Result<()> {
+    let large = fsio::stat(top, name)?.is_some_and(|stat| u64::try_from(stat.st_size).unwrap_or(0) >= TRIMMED_FROM);
+    let Some(_alone) = large.then(|| Lock::try_take(top, name, Hold::Exclusive)).transpose()?.flatten() else {
+        return Ok(());
+    };
+    let Some(text) = fsio::read_file(top, name, u64::MAX - 1)? else { return Ok(()) };
+    let left = trimmed(&text, now.plus(-KEPT_S));
+    if left.len() > text.len() / 2 {
+        return Ok(());
+    }
+    fsio::write_whole(top, &format!(".{name}.new"), name, &left)
+}
+
 /// This node's file of a ledger, open for appending.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
     path: PathBuf,
+    _lock: Option<Lock>,
 }
 
 impl Writer {
-    pub fn open(dir: &Path, node: &str) -> Result<Self> {
+    /// Opens the file of `node` in `dir`, made if it is not there, and trimmed if it has grown.
+    pub fn open(dir: &Path, node: &str, now: Time) -> Result<Self> {
         anyhow::ensure!(is_component(node), "`{}` cannot be the name of a ledger file", node.escape_debug());
         match std::fs::create_dir(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -136,6 +185,12 @@ impl Writer {
         }
         let top = File::open(dir).with_context(|| format!("cannot open the ledger {}", dir.display()))?;
         let name = format!("{node}.jsonl");
+        if trim(top.as_fd(), &name, now).is_err() {
+            // As on a full disk: it only grows on.
+            let _ = fsio::unlink(top.as_fd(), &format!(".{name}.new"));
+        }
+        // Where there are no locks nobody trims.
+        let lock = Lock::take(top.as_fd(), &name, Hold::Shared, TRIMMING_MAX, "the ledger").ok();
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&top, name.as_str(), flags, Mode::RUSR | Mode::WUSR);
         let path = dir.join(&name);
@@ -150,7 +205,7 @@ impl Writer {
                 file.write_all(b"\n")?;
             }
         }
-        Ok(Self { file, path })
+        Ok(Self { file, path, _lock: lock })
     }
 
     /// Appends one line, flushed.
@@ -184,7 +239,8 @@ mod tests {
     fn the_last_line_of_an_attempt_counts_and_a_torn_one_is_survived() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("ledger");
-        let mut one = Writer::open(&dir, "pve1").unwrap();
+        let now = "2026-11-22T01:00:00Z".parse().unwrap();
+        let mut one = Writer::open(&dir, "pve1", now).unwrap();
         one.append(&attempt("a", "2026-11-20T01:00:00Z", 10)).unwrap();
         one.append(&attempt("a", "2026-11-20T01:00:00Z", 30)).unwrap();
         std::fs::OpenOptions::new()
@@ -193,9 +249,9 @@ mod tests {
             .unwrap()
             .write_all(b"{\"type\":\"att")
             .unwrap();
-        let mut again = Writer::open(&dir, "pve1").unwrap();
+        let mut again = Writer::open(&dir, "pve1", now).unwrap();
         again.append(&attempt("b", "2026-11-21T01:00:00Z", 5)).unwrap();
-        Writer::open(&dir, "pve2").unwrap().append(&attempt("c", "2026-11-21T01:00:00Z", 5)).unwrap();
+        Writer::open(&dir, "pve2", now).unwrap().append(&attempt("c", "2026-11-21T01:00:00Z", 5)).unwrap();
         let ledger = Ledger::read(&dir, "box").unwrap();
         assert_eq!(ledger.attempts.len(), 3);
         assert_eq!(ledger.used_since("2026-11-20T01:00:00Z".parse().unwrap()), 43);
@@ -205,5 +261,37 @@ mod tests {
         let damaged = Ledger::read(&dir, "box").unwrap().damaged;
         assert!(damaged.len() == 1 && damaged[0].contains("pve3.jsonl:1: "), "{damaged:?}");
         assert!(Ledger::read(&dir, "other").unwrap().attempts.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_needs_any_more_goes_once_the_file_has_grown() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("ledger");
+        let path = dir.join("pve1.jsonl");
+        let (old, now) = ("2025-10-01T00:00:00Z", "2026-11-20T01:00:00Z");
+        let mut text = String::new();
+        let mut add = |line: Line| text.push_str(&(serde_json::to_string(&line).unwrap() + "\n"));
+        for at in 0..6000 {
+            add(attempt(&format!("old {at}"), old, 1));
+            add(attempt("new", now, at));
+        }
+        text.push_str("{\"type\":\"later\"}\n{\"type\":\"att");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        assert!(text.len() as u64 > TRIMMED_FROM);
+        let now: Time = now.parse().unwrap();
+        // Somebody writes: then it stays. Unlocked by name, as other tests' programs may hold the descriptor a little longer.
+        let writer = Writer::open(&dir, "pve1", old.parse().unwrap()).unwrap();
+        let second = Writer::open(&dir, "pve1", now).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text.clone() + "\n");
+        for writer in [writer, second] {
+            writer._lock.unwrap().release().unwrap();
+        }
+        let mut writer = Writer::open(&dir, "pve1", now).unwrap();
+        let left = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(left.lines().count(), 2, "{left}");
+        assert!(left.contains("\"wire_out\":5999") && left.ends_with("{\"type\":\"later\"}\n"), "{left}");
+        writer.append(&attempt("more", "2026-11-20T01:00:00Z", 7)).unwrap();
+        assert_eq!(Ledger::read(&dir, "box").unwrap().used_since(now), 5999 + 1 + 7 + 1);
     }
 }

@@ -133,7 +133,7 @@ pub fn pass(
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
     let begun = Instant::now();
-    let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
+    let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let id = uuid::Uuid::new_v4().to_string();
     let mut sum = Wire::default();
     let waiting = pending(session, &outbox);

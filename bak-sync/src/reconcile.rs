@@ -143,7 +143,7 @@ pub fn run(
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
     let begun = Instant::now();
-    let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
+    let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let far = Far::open(url, &options.ssh, scratch.path())?;
     let looked = identity::check(&far, &expected).and_then(|()| far.whole(&shown));
     let outcome = looked.and_then(|(files, there)| {
