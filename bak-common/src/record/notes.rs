@@ -32,6 +32,9 @@ pub struct LinkNote {
     /// Expected bytes on the wire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<u64>,
+    /// Bytes that its files have. Absent in notes of before bak-link told cost and size apart: both were the size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// Bytes of the limit that were left after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remaining: Option<i64>,
