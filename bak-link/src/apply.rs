@@ -138,7 +138,9 @@ fn carry_out(run: &Run, dest: &Destination, locked: Option<&Locked>, plan: Plan,
                 decision.as_str().clone_into(&mut note.decision);
                 None
             }
-            (Decision::Replaced, Some(locked)) => found.outbox.get(&item.id).and_then(|entry| leave(locked, entry).err()),
+            (Decision::Replaced, Some(locked)) => {
+                found.outbox.get(&item.id).and_then(|entry| leave(locked, entry).err())
+            }
             _ if item.stuck => Some(anyhow!("{}", item.why)),
             _ => None,
         };

@@ -182,7 +182,9 @@ impl Budget {
         let head = !self.pending && self.lowest.is_none_or(|lowest| lowest > ask.priority);
         let room = self.lines.iter().filter(|(limit, _)| limit.period == Period::Pass);
         let half = self.half().map_or(0, i128::from);
-        head && !self.overdraft && then.oversized == 0 && room.map(|line| self.left_of(line, then)).all(|left| left >= half)
+        head && !self.overdraft
+            && then.oversized == 0
+            && room.map(|line| self.left_of(line, then)).all(|left| left >= half)
     }
 
     /// By how much a dump misses a limit.
@@ -221,7 +223,8 @@ impl Budget {
     pub fn left(&self) -> Vec<Left> {
         let clamp = |bytes: i128| bytes.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
         // In range: it was clamped.
-        let left = |line: &(Limit, i128)| Left { limit: line.0, bytes: clamp(self.left_of(line, &self.charged)) as i64 };
+        let left =
+            |line: &(Limit, i128)| Left { limit: line.0, bytes: clamp(self.left_of(line, &self.charged)) as i64 };
         self.lines.iter().map(left).collect()
     }
 
@@ -328,7 +331,9 @@ mod tests {
 
     #[test]
     fn larger_than_a_pass_goes_first_and_alone_may_be_charged_in_three_ways() {
-        for (overdraft, share, remaining) in [(false, Share::Half, 50), (false, Share::Whole, 0), (true, Share::Half, -200)] {
+        for (overdraft, share, remaining) in
+            [(false, Share::Half, 50), (false, Share::Whole, 0), (true, Share::Half, -200)]
+        {
             let mut budget = budget(&[("100", 0)], overdraft);
             budget.share(share);
             assert!(matches!(budget.take(&ask(300)), Ok(Taken::Oversize(_))));

@@ -167,7 +167,12 @@ mod tests {
             ("at least what it has grown by", "8:1000:1000 9:1000:40", (10, 1200), (200, Changes(1))),
             ("at least the checksums", "8:100000:100000 9:100000:1", (10, 100_000), (195, Changes(1))),
             ("another format", "8:1000:1000:raw 9:1000:40:raw", (10, 1000), (1000, Format)),
-            ("the format of long ago is known again", "6:1000:1000 7:1000:40 9:1000:900:raw", (10, 1000), (150, Changes(1))),
+            (
+                "the format of long ago is known again",
+                "6:1000:1000 7:1000:40 9:1000:900:raw",
+                (10, 1000),
+                (150, Changes(1)),
+            ),
             ("half as large again: compressed no more", "8:1000:1000 9:1000:40", (10, 1501), (1501, Format)),
             ("a third smaller: compressed now", "8:1000:1000 9:1000:40", (10, 666), (666, Format)),
             ("what jumped in size was no change", "8:400:400 9:1000:1000", (10, 1000), (1000, Second)),

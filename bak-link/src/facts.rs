@@ -47,9 +47,7 @@ fn pasts(sources: &Sources) -> HashMap<GuestKey, Past> {
 fn expect(sources: &Sources, past: Option<&Past>, dump: &Dump) -> Expected {
     match sources.judge {
         Judge::Size => Expected { bytes: dump.bytes, ..Expected::default() },
-        Judge::History => {
-            past.unwrap_or(&Past::default()).expect(&cost::format(dump), dump.started, dump.bytes)
-        }
+        Judge::History => past.unwrap_or(&Past::default()).expect(&cost::format(dump), dump.started, dump.bytes),
     }
 }
 

@@ -72,7 +72,8 @@ pub fn linked(plan: &Plan) -> Vec<&Item> {
 pub fn carry_out(facts: &mut Facts, plan: &Plan, now: Time) {
     for item in &plan.items {
         for guest in &mut facts.guests {
-            let Some(dump) = guest.local.iter().find(|dump| dump.id == item.id) else { continue };
+            let good = guest.local.iter().find(|dump| dump.id == item.id && dump.fault.is_none());
+            let Some(dump) = good else { continue };
             let note = item.note(now);
             if item.decision == Decision::Linked {
                 guest.pending.push(Pending { rank: note.rank, ..pending(dump, note.at) });
@@ -169,7 +170,7 @@ proptest! {
             let of = |decision| plan.items.iter().filter(|item| item.decision == decision)
                 .filter(|item| guest.local.iter().any(|dump| dump.id == item.id)).count();
             prop_assert!(of(Decision::Linked) <= 1);
-            let held = guest.pending.iter().filter(|dump| dump.fault.is_none()).count();
+            let held = guest.pending.iter().filter(|dump| dump.fault.is_none() && !dump.begun()).count();
             prop_assert!(of(Decision::Linked) == 0 || held == of(Decision::Replaced), "{} with one pending", guest.vm());
         }
     }
