@@ -39,7 +39,7 @@ impl Source {
     pub fn explain(self, cost: u64) -> Option<String> {
         match self {
             Source::Size | Source::First => None,
-            Source::Format => Some("in full, as its format has changed".into()),
+            Source::Format => Some("in full, as it is of another format or size than what was sent".into()),
             Source::Second => Some("in full, as no change was carried yet".into()),
             Source::Changes(1) => Some(format!("costs {} as the last change did", show_size(cost))),
             Source::Changes(count) => {

@@ -76,7 +76,8 @@ pub fn carry_out(facts: &mut Facts, plan: &Plan, now: Time) {
             let Some(dump) = good else { continue };
             let note = item.note(now);
             if item.decision == Decision::Linked {
-                guest.pending.push(Pending { rank: note.rank, ..pending(dump, note.at) });
+                let linked = Local { cost: item.cost.unwrap(), ..dump.clone() };
+                guest.pending.push(Pending { rank: note.rank, ..pending(&linked, note.at) });
             }
         }
         if item.decision == Decision::Replaced {
@@ -121,10 +122,10 @@ proptest! {
                 prop_assert!(many <= was.2.max(1), "{many} oversized at once");
             }
         }
-        // Where an oversized dump has its half of the pass, there is room for that half.
+        // Where an oversized dump has its half of the pass, there is room for that half. (Two, after one failed, share it.)
         let since = after.guests.iter().flat_map(|g| &g.pending)
             .filter(|d| d.counts() && tightest.is_some_and(|limit| d.expected > limit)).map(|d| d.since).min();
-        if let (Some(limit), Some(since), false) = (tightest, since, overdraft) {
+        if let (Some(limit), Some(since), false, 0..=1) = (tightest, since, overdraft, was.2) {
             let half = slices.min(limit / 2);
             let its_half = facts.passes.iter().filter(|pass| **pass > since).count() % 2 == 0;
             prop_assert!(!its_half || fitting + half <= limit || fitting <= was.0, "{fitting} beside {half} of {limit}");
@@ -201,8 +202,11 @@ proptest! {
     ) {
         let options = Options { overdraft, ..options(day(31)) };
         let smallest = facts.caps.iter().filter(|cap| cap.limit.period == Period::Pass).map(|cap| cap.limit.bytes).min();
-        let mut pending = facts.guests.iter().flat_map(|guest| &guest.pending).filter(|dump| dump.counts());
-        prop_assume!(pending.all(|dump| smallest.is_none_or(|limit| dump.expected <= limit)));
+        let mut facts = facts;
+        for dump in facts.guests.iter_mut().flat_map(|guest| &mut guest.pending) {
+            dump.expected = dump.expected.min(smallest.unwrap_or(u64::MAX));
+            dump.cost = dump.cost.min(dump.expected);
+        }
         let mut larger = facts.clone();
         for (cap, more) in larger.caps.iter_mut().zip(more) {
             cap.limit.bytes += more;
