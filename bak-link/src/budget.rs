@@ -40,6 +40,10 @@ pub struct Cap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
     pub limit: Limit,
+    /// What the ledger counted.
+    pub used: i64,
+    /// What was charged for what was pending before.
+    pub pending: i64,
     pub bytes: i64,
 }
 
@@ -98,8 +102,8 @@ pub struct Budget {
     overdraft: bool,
     share: Share,
     charged: Charged,
-    /// Something is pending.
-    pending: bool,
+    /// What is pending of that.
+    pending: Charged,
     /// The lowest priority of which something was taken.
     lowest: Option<i64>,
 }
@@ -107,8 +111,8 @@ pub struct Budget {
 impl Budget {
     pub fn new(caps: &[Cap], oversize: bool, overdraft: bool) -> Self {
         let line = |cap: &Cap| (cap.limit, i128::from(cap.limit.bytes) - i128::from(cap.used));
-        let (lines, charged) = (caps.iter().map(line).collect(), Charged::default());
-        Self { lines, oversize, overdraft, share: Share::Half, charged, pending: false, lowest: None }
+        let (lines, charged, pending) = (caps.iter().map(line).collect(), Charged::default(), Charged::default());
+        Self { lines, oversize, overdraft, share: Share::Half, charged, pending, lowest: None }
     }
 
     /// Sets what oversized dumps are charged together.
@@ -138,8 +142,8 @@ impl Budget {
 
     /// Charges what is pending already: what it was `expected` to cost, and what it still does.
     pub fn pending(&mut self, expected: u64, cost: u64) {
-        self.pending = true;
         self.charged = self.with(self.charged, expected, cost, 1);
+        self.pending = self.charged;
     }
 
     /// Lets a dump in if every limit bears it, or if the rule for oversized dumps does.
@@ -179,7 +183,7 @@ impl Budget {
     /// Whether, although something was taken before it, a dump larger than a pass may go: as the head of its priority, if
     /// those of higher ones leave it half of the pass. It is carried in slices, so that is all it needs.
     fn leaves_half(&self, ask: &Ask, then: &Charged) -> bool {
-        let head = !self.pending && self.lowest.is_none_or(|lowest| lowest > ask.priority);
+        let head = self.pending.dumps == 0 && self.lowest.is_none_or(|lowest| lowest > ask.priority);
         let room = self.lines.iter().filter(|(limit, _)| limit.period == Period::Pass);
         let half = self.half().map_or(0, i128::from);
         head && !self.overdraft
@@ -221,10 +225,14 @@ impl Budget {
 
     /// What is left of each limit.
     pub fn left(&self) -> Vec<Left> {
-        let clamp = |bytes: i128| bytes.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
         // In range: it was clamped.
-        let left =
-            |line: &(Limit, i128)| Left { limit: line.0, bytes: clamp(self.left_of(line, &self.charged)) as i64 };
+        let clamp = |bytes: i128| bytes.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        let left = |line: &(Limit, i128)| Left {
+            limit: line.0,
+            used: clamp(i128::from(line.0.bytes) - line.1),
+            pending: clamp(line.1 - self.left_of(line, &self.pending)),
+            bytes: clamp(self.left_of(line, &self.charged)),
+        };
         self.lines.iter().map(left).collect()
     }
 

@@ -41,9 +41,9 @@ impl Source {
             Source::Size | Source::First => None,
             Source::Format => Some("in full, as it is of another format or size than what was sent".into()),
             Source::Second => Some("in full, as no change was carried yet".into()),
-            Source::Changes(1) => Some(format!("costs {} as the last change did", show_size(cost))),
+            Source::Changes(1) => Some(format!("costs {}, judged by the last change", show_size(cost))),
             Source::Changes(count) => {
-                Some(format!("costs {} as the dearest of the last {count} changes did", show_size(cost)))
+                Some(format!("costs {}, judged by the dearest of the last {count} changes", show_size(cost)))
             }
         }
     }

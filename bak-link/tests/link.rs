@@ -110,7 +110,11 @@ fn explain_gives_every_dump_a_reason() {
         ("fresh@20261120T020000Z", "not due", "not due: 1 d of 2 d"),
         ("late@20261123T120000Z", "future", "dated 3 d in the future: was a clock wrong?"),
         ("lost@20261119T020000Z", "not good", "its file lost-20261119T020000Z.raw is missing"),
-        ("scratch-1@20261119T020000Z", "not synced", "the configuration sends this guest elsewhere or nowhere"),
+        (
+            "scratch-1@20261119T020000Z",
+            "not synced",
+            "this guest does not go to this destination (configuration or --list)",
+        ),
     ];
     for ((id, decision, why), expected) in decisions(&ran).iter().zip(expected) {
         // 4.3 KiB is spelled as the units are; all else is judged by hand.

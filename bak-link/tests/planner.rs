@@ -42,7 +42,10 @@ fn a_dump_costs_what_the_dearest_of_the_last_changes_did_and_a_quarter() {
     let ran = kit.link(&["-n", "--limit", "1500"]).clean();
     let web = note(&ran, "box", "web", 19);
     assert_eq!((&web["cost"], &web["size"]), (&json!(500), &json!(4000)));
-    assert!(web["why"].as_str().unwrap().ends_with("; costs 500 B as the dearest of the last 2 changes did"), "{web}");
+    assert!(
+        web["why"].as_str().unwrap().ends_with("; costs 500 B, judged by the dearest of the last 2 changes"),
+        "{web}"
+    );
     assert_eq!(note(&ran, "box", "db", 19)["remaining"], 600);
     // By its size it is larger than a pass.
     let ran = kit.link(&["-n", "--limit", "1500", "--cost", "size", "--explain"]).clean();

@@ -28,7 +28,7 @@ pub fn consider<'a>(guest: &'a Guest, options: &Options, items: &mut Vec<Item>) 
         } else if let Some(there) = sent.get(&dump.id) {
             item(Decision::Sent, format!("sent at {}", there.at))
         } else if !guest.sync {
-            item(Decision::NotSynced, "the configuration sends this guest elsewhere or nowhere".into())
+            item(Decision::NotSynced, "this guest does not go to this destination (configuration or --list)".into())
         } else if dump.started > horizon {
             let ahead = show_duration(dump.started.since(options.now));
             item(Decision::Future, format!("dated {ahead} in the future: was a clock wrong?"))

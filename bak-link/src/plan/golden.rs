@@ -230,7 +230,7 @@ fn every_dump_considered_says_why() {
         ("ahead", 10, "linked", "stale by 24 h, 4 of 4 due"),
         ("ahead", 12, "future", "dated 46 h in the future: was a clock wrong?"),
         ("fuzzy", 10, "not good", "its file fuzzy.raw is missing"),
-        ("away", 10, "not synced", "the configuration sends this guest elsewhere or nowhere"),
+        ("away", 10, "not synced", "this guest does not go to this destination (configuration or --list)"),
         ("unselected", 10, "not selected", "left out by the selection"),
         (
             "broken",
