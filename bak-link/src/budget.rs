@@ -164,8 +164,9 @@ impl Budget {
         then = self.with(then, ask.cost, ask.cost, 1);
         let over = self.lines.iter().filter_map(|line| {
             let (now, left) = (self.left_of(line, &self.charged), self.left_of(line, &then));
-            // What replaces another may not fit either, but is no worse.
-            let bears = left >= 0 || (ask.replaces.is_some() && left >= now);
+            // What replaces another may not fit either, but is no worse. (An oversized one's share is no room for others.)
+            let no_worse = ask.replaces.is_some() && left >= now && then.fitting <= self.charged.fitting;
+            let bears = left >= 0 || no_worse;
             let is_pass = line.0.period == Period::Pass;
             // An oversized dump is charged little of a pass, and yet must not be one of several.
             let (exempt, barred) = (is_pass && exempt, is_pass && pass.is_some() && !exempt);

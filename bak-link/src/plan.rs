@@ -6,10 +6,11 @@
 //!
 //! What can go wrong is starvation. What is promised, where each pass carries what it was given, at the cost expected:
 //! with N guests of equal priority known and due when one begins to wait,
-//! - a dump no larger than a pass is tried within 2 N passes whatever arrives meanwhile, of which those in which an
-//!   oversized dump of another guest is on its way count half (so within 3 N at worst);
-//! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way, as these go one after the
-//!   other; each is on its way for at most 2·⌈size / half a pass⌉ passes;
+//! - a dump no larger than a pass is tried within 2 N passes whatever arrives meanwhile, not counting those in which an
+//!   oversized dump of another guest is on its way and has its half of the pass. As these are every second one of those in
+//!   which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
+//! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way: they go one after the
+//!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes;
 //! - the head of the queue goes under a larger limit wherever it goes under a smaller one, unless something pending is
 //!   larger than a pass under the smaller one only.
 //!

@@ -12,12 +12,16 @@ use crate::budget::{Ask, Budget, Left, Over, Share, Taken};
 /// An item for each candidate, in order, and what is left of the limits.
 pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Options) -> (Vec<Item>, Vec<Left>) {
     let mut budget = Budget::new(&facts.caps, options.oversize, options.overdraft);
-    for guest in &facts.guests {
-        for dump in guest.pending.iter().filter(|dump| dump.counts() && consider::left_over(guest, dump).is_none()) {
-            budget.pending(dump.expected, dump.cost);
-        }
+    let pending = || {
+        let each = facts.guests.iter().flat_map(|guest| guest.pending.iter().map(move |dump| (guest, dump)));
+        // What a crash left beside its replacement leaves in this run.
+        each.filter(|(guest, dump)| dump.counts() && consider::left_over(guest, dump).is_none()).map(|(_, dump)| dump)
+    };
+    for dump in pending() {
+        budget.pending(dump.expected, dump.cost);
     }
-    budget.share(share(queue, facts, passes, &budget));
+    let oversized = pending().filter(|dump| budget.is_oversized(dump.expected));
+    budget.share(share(queue, oversized.map(|dump| dump.since).min(), passes, &budget));
     let mut items: Vec<Item> = queue.iter().map(unselected).collect();
     let mut waiting: Vec<usize> = (0..queue.len()).filter(|at| queue[*at].dump.selected).collect();
     for (rank, at) in waiting.iter().enumerate() {
@@ -61,11 +65,9 @@ fn take(candidate: &Candidate, budget: &mut Budget) -> Result<Taken, Over> {
 
 /// What an oversized dump is charged of a pass: half of it; all of it if nothing else is due; and in every second pass
 /// since it is on its way nothing, where a dump is due that fits into a whole pass but not beside its half. In such a pass
-/// it gets what the others leave.
-fn share(queue: &[Candidate], facts: &Facts, passes: &[Time], budget: &Budget) -> Share {
-    let oversized = facts.guests.iter().flat_map(|guest| &guest.pending);
-    let oversized = oversized.filter(|dump| dump.counts() && budget.is_oversized(dump.expected));
-    let Some(since) = oversized.map(|dump| dump.since).min() else {
+/// it gets what the others leave. `oversized_since`: since when one is on its way.
+fn share(queue: &[Candidate], oversized_since: Option<Time>, passes: &[Time], budget: &Budget) -> Share {
+    let Some(since) = oversized_since else {
         // What `force` lets in counts as well: else a second run would find room that the first did not.
         return if queue.len() > 1 { Share::Half } else { Share::Whole };
     };
