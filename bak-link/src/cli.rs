@@ -29,7 +29,7 @@ Examples:
   bak-link -n --explain                  what would go, what would not, and why
   bak-dump --all | bak-link - | bak-sync -
   bak-link --only 'db-*' --force         these, due or not
-  bak-link --list /etc/bak/vms           only guests with a line `NAME sync` there
+  bak-link --list /srv/vms               only guests with a line `NAME sync` there
 
 Each guest whose newest good dump is newer than what was sent of it is due. They go by
 priority, then who was never sent, then the most stale, as far as the limits reach; what
@@ -65,7 +65,7 @@ struct Args {
     /// What a dump is expected to cost
     #[arg(long, value_name = "HOW", default_value = "history")]
     cost: Cost,
-    /// Sync the guests that FILE says, `NAME sync` or `NAME nosync` a line, and no others, whatever the configuration says
+    /// Which guests go: `NAME sync` or `NAME nosync` a line; no others do, whatever the configuration says
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
     #[command(flatten)]
@@ -95,9 +95,9 @@ enum Oversize {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Cost {
-    /// What the dearest of the last five changes of this guest cost there, and a quarter; in full where none is known
+    /// What the dearest of the guest's last five changes cost there, and a quarter; its size where none is known
     History,
-    /// As many bytes as it has
+    /// As many bytes as its files have
     Size,
 }
 

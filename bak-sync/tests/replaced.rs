@@ -62,3 +62,16 @@ fn a_dump_that_was_begun_is_never_replaced() {
     let next = kit.sh(&format!("bak-link {LINK}")).clean();
     assert_eq!(next.column("id"), ["web@20261119T010000Z"]);
 }
+
+#[test]
+fn both_are_carried_where_a_crash_left_both() {
+    let kit = scene(&["web"]);
+    kit.sh("cp -al outbox/web older").clean();
+    kit.dump("web", DAY2, 3000);
+    kit.sh(&format!("bak-link {LINK}")).clean();
+    kit.sh("cp -al older/* outbox/web/").clean();
+    let ran = kit.sh("bak-sync --outbox outbox --dest box=$PWD/far").clean();
+    assert_eq!(ran.column("id"), ["web@20261118T010000Z", "web@20261119T010000Z"]);
+    assert_eq!(check_store(&kit.path("far")).whole.len(), 2);
+    assert!(check_store(&kit.path("outbox")).whole.is_empty());
+}
