@@ -1,52 +1,67 @@
 //! Rules 4 to 7: walks the queue and takes what fits.
 //!
-//! A second run must link nothing new. What was passed over may fit only once a replacement has freed room, so the walk is
-//! repeated until nothing is replaced any more; else the budget only ever shrinks.
+//! A second run must link nothing new, and more room must never keep the head waiting. So replacements that cost less than
+//! what they replace go first: they fit under any limit, and only make room. Then the queue is walked, and the budget
+//! shrinks with every dump taken but one: where a dump that a pass can carry replaces an oversized one, it may grow, and the
+//! walk begins anew.
 
 use bak_common::calendar::Time;
 
 use super::queue::Candidate;
-use super::{Decision, Facts, Item, Options, consider, why};
+use super::{Decision, Facts, Item, Options, Pending, consider, why};
 use crate::budget::{Ask, Budget, Left, Over, Share, Taken};
 
 /// An item for each candidate, in order, and what is left of the limits.
 pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Options) -> (Vec<Item>, Vec<Left>) {
     let mut budget = Budget::new(&facts.caps, options.oversize, options.overdraft);
-    let pending = || {
-        let each = facts.guests.iter().flat_map(|guest| guest.pending.iter().map(move |dump| (guest, dump)));
-        // What a crash left beside its replacement leaves in this run.
-        each.filter(|(guest, dump)| dump.counts() && consider::left_over(guest, dump).is_none()).map(|(_, dump)| dump)
-    };
-    for dump in pending() {
+    let mut pending = on_their_way(facts);
+    for dump in &pending {
         budget.pending(dump.expected, dump.cost);
     }
-    let oversized = pending().filter(|dump| budget.is_oversized(dump.expected));
-    budget.share(share(queue, oversized.map(|dump| dump.since).min(), passes, &budget));
     let mut items: Vec<Item> = queue.iter().map(unselected).collect();
     let mut waiting: Vec<usize> = (0..queue.len()).filter(|at| queue[*at].dump.selected).collect();
     for (rank, at) in waiting.iter().enumerate() {
         items[*at].rank = Some(rank as u64 + 1);
     }
     let due = why::Due::of(waiting.iter().map(|at| &queue[*at]));
+    let mut cheaper_only = true;
     loop {
-        let mut freed = false;
+        budget.share(share(queue, &pending, passes, &budget));
+        let mut grown = false;
         waiting.retain(|at| {
             let (candidate, item) = (&queue[*at], &mut items[*at]);
+            let cheaper = candidate.replaces.is_some_and(|old| is_cheaper(candidate, old, &budget));
+            if grown || (cheaper_only && !cheaper) {
+                return true;
+            }
             let verdict = take(candidate, &mut budget);
             item.remaining = budget.remaining();
-            let (taken, replaces) = (verdict.is_ok(), candidate.replaces);
+            let taken = verdict.is_ok();
             (item.decision, item.why) = match verdict {
                 Ok(taken) => (Decision::Linked, why::linked(candidate, taken, item.rank, &due, options)),
                 Err(over) => (Decision::OverLimit, why::over_limit(candidate, over, options)),
             };
-            item.place = replaces.filter(|_| taken).map(|older| (older.since, older.rank));
-            freed |= taken && replaces.is_some();
+            if let Some(old) = candidate.replaces.filter(|_| taken) {
+                item.place = Some((old.since, old.rank));
+                if budget.is_oversized(old.expected) && !budget.is_oversized(candidate.dump.cost) {
+                    pending.retain(|dump| dump.id != old.id);
+                    grown = !cheaper_only;
+                }
+            }
             !taken
         });
-        if !freed {
+        if !cheaper_only && !grown {
             return (items, budget.left());
         }
+        cheaper_only = false;
     }
+}
+
+/// What uses the budget up. What a crash left beside its replacement leaves in this run.
+fn on_their_way(facts: &Facts) -> Vec<&Pending> {
+    let each = facts.guests.iter().flat_map(|guest| guest.pending.iter().map(move |dump| (guest, dump)));
+    let there = each.filter(|(guest, dump)| dump.counts() && consider::left_over(guest, dump).is_none());
+    there.map(|(_, dump)| dump).collect()
 }
 
 fn unselected(candidate: &Candidate) -> Item {
@@ -58,16 +73,24 @@ fn unselected(candidate: &Candidate) -> Item {
     }
 }
 
+/// Whether a dump only makes room when it replaces `old`. One that a pass can carry and an oversized one, of which a pass
+/// carries a share, do not compare.
+fn is_cheaper(candidate: &Candidate, old: &Pending, budget: &Budget) -> bool {
+    let alike = budget.is_oversized(old.expected) == budget.is_oversized(candidate.dump.cost);
+    alike && candidate.dump.cost <= old.cost
+}
+
 fn take(candidate: &Candidate, budget: &mut Budget) -> Result<Taken, Over> {
-    let replaces = candidate.replaces.filter(|older| older.counts()).map(|older| (older.expected, older.cost));
+    let replaces = candidate.replaces.map(|older| (older.expected, older.cost));
     budget.take(&Ask { cost: candidate.dump.cost, replaces, priority: candidate.guest.priority })
 }
 
 /// What an oversized dump is charged of a pass: half of it; all of it if nothing else is due; and in every second pass
 /// since it is on its way nothing, where a dump is due that fits into a whole pass but not beside its half. In such a pass
-/// it gets what the others leave. `oversized_since`: since when one is on its way.
-fn share(queue: &[Candidate], oversized_since: Option<Time>, passes: &[Time], budget: &Budget) -> Share {
-    let Some(since) = oversized_since else {
+/// it gets what the others leave.
+fn share(queue: &[Candidate], pending: &[&Pending], passes: &[Time], budget: &Budget) -> Share {
+    let oversized = pending.iter().filter(|dump| budget.is_oversized(dump.expected));
+    let Some(since) = oversized.map(|dump| dump.since).min() else {
         // What `force` lets in counts as well: else a second run would find room that the first did not.
         return if queue.len() > 1 { Share::Half } else { Share::Whole };
     };
