@@ -265,13 +265,13 @@ pub fn plan(facts: &Facts, options: &Options) -> Plan {
         }
     }
     items.extend(spent);
-    items.sort_by(|a, b| {
+    items.sort_unstable_by(|a, b| {
         let place = |item: &Item| match item.decision {
             Decision::Linked => (0, item.rank),
             Decision::OverLimit => (1, item.rank),
             _ => (2, None),
         };
-        place(a).cmp(&place(b)).then_with(|| a.id.cmp(&b.id))
+        place(a).cmp(&place(b)).then_with(|| (&a.id, &a.why).cmp(&(&b.id, &b.why)))
     });
     Plan { items, left }
 }
