@@ -138,8 +138,8 @@ impl Budget {
             self.oversize
                 && match ask.replaces {
                     // It has the place of one that was let through so.
-                    Some((expected, _)) => expected > limit.bytes,
-                    None => then.dumps == 0 || self.leaves_half(ask, &then),
+                    Some((expected, _)) if !self.overdraft => expected > limit.bytes,
+                    _ => then.dumps == 0 || self.leaves_half(ask, &then),
                 }
         });
         then = self.with(then, ask.cost, ask.cost, 1);
