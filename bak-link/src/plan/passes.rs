@@ -193,7 +193,7 @@ fn habit(cost: impl Strategy<Value = u64>) -> impl Strategy<Value = Habit> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(16) })]
+    #![proptest_config(cases(16))]
 
     /// All dumps fit a pass; most leave no room for a second one.
     #[test]

@@ -7,9 +7,11 @@ use proptest::prelude::*;
 
 /// So many cases in a debug build, unless `PROPTEST_CASES` says otherwise.
 pub fn cases(few: u32) -> ProptestConfig {
+    // What fails is printed whole; nothing is left beside the sources.
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => ProptestConfig::default(),
-        None => ProptestConfig::with_cases(if cfg!(debug_assertions) { few } else { 20_000 }),
+        Some(_) => config,
+        None => ProptestConfig { cases: if cfg!(debug_assertions) { few } else { 20_000 }, ..config },
     }
 }
 
