@@ -344,11 +344,23 @@ mod tests {
     }
 
     #[test]
+    fn an_overdraft_replaces_another_where_it_is_alone() {
+        let replacing = Ask { cost: 310, replaces: Some((300, 300)), priority: 0 };
+        for (beside, goes) in [(None, true), (Some(1), false)] {
+            let mut budget = budget(&[("100", 0)], true);
+            budget.pending(300, 300);
+            beside.into_iter().for_each(|cost| budget.pending(cost, cost));
+            assert_eq!(budget.take(&replacing).is_ok(), goes);
+        }
+    }
+
+    #[test]
     fn the_head_of_a_lower_priority_goes_in_slices_if_half_is_left() {
-        for (above, goes) in [(50, true), (51, false)] {
+        for (above, goes) in [(0, true), (50, true), (51, false)] {
             let mut budget = budget(&[("100", 0)], false);
             budget.take(&Ask { priority: 1, ..ask(above) }).unwrap();
             assert_eq!(budget.take(&ask(300)).is_ok(), goes);
+            // Even if the first one leaves half, there is only one at a time.
             assert!(budget.take(&Ask { priority: -1, ..ask(300) }).is_err());
         }
         let mut same = budget(&[("100", 0)], false);

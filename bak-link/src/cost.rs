@@ -200,6 +200,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn an_estimate_is_never_below_what_is_sure_nor_above_the_size(
             sent in prop::collection::vec((1..40i64, 0..5000u64, 0..5000u64, any::<bool>()), 0..12),

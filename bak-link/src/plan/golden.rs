@@ -128,6 +128,13 @@ fn what_waits_is_replaced_by_something_newer() {
             "a",
             2,
         ),
+        (
+            "in an oversized one's place it makes room for the head, too",
+            vec![guest("a").sent(8).pending(9, 26).dumped(10, 3), stale("b", 3, 6)],
+            "b a",
+            "a",
+            1,
+        ),
         ("begun, it stays", vec![both(4, 5).begun()], "", "", 6),
         ("and so does what failed", vec![both(4, 5).failing()], "", "", 10),
         ("larger than a pass, it is no match for what fits", vec![both(4, 25)], "", "", 6),
