@@ -82,7 +82,7 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
     let effective = |dump: &Dump| session.config.effective(dump);
     let syncs = |dump: &Dump, effective: &Effective| match run.list {
         Some(list) => list.syncs(dump),
-        None => effective.sync.iter().any(|name| *name == dest.name),
+        None => effective.sync.contains(&dest.name),
     };
     let sources = Sources {
         dest: &dest.name,

@@ -68,7 +68,9 @@ fn what_was_begun_costs_what_it_still_needs_and_what_failed_counts_in_its_day() 
     );
     kit.dump("db", &day(19), 500);
     let ran = kit.link(&["-n", "--explain", "--limit", "1000"]).clean();
-    assert_eq!(note(&ran, "box", "web", 19)["cost"], 500);
+    let web = note(&ran, "box", "web", 19);
+    let why = "is being sent: 500 B of 800 B are left; attempts so far: 1";
+    assert_eq!((&web["cost"], &web["size"], &web["why"]), (&json!(500), &json!(800), &json!(why)));
     assert_eq!(note(&ran, "box", "db", 19)["decision"], "linked");
     let ran = kit.link(&["-n", "--explain", "--limit", "1299/day"]).clean();
     assert_eq!(note(&ran, "box", "db", 19)["why"], "over the limit of 1.3 KiB a day by 1 B");

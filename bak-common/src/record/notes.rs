@@ -22,6 +22,8 @@ pub struct LinkNote {
     /// `linked`, or in an explanation what else was decided.
     pub decision: String,
     pub why: String,
+    /// When that was decided. A dump that replaced another in the outbox has the time and rank of that one: they are its
+    /// place in bak-sync's order.
     pub at: Time,
     /// Its place in the queue when it was linked; 1 goes first.
     #[serde(skip_serializing_if = "Option::is_none")]

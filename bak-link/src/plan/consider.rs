@@ -40,7 +40,7 @@ pub fn consider<'a>(guest: &'a Guest, options: &Options, items: &mut Vec<Item>) 
                     candidate = Some(found);
                     continue;
                 }
-                Err(item) => item,
+                Err(item) => *item,
             }
         };
         items.push(decided);
@@ -86,33 +86,34 @@ fn candidacy<'a>(
     broken: Option<&Pending>,
     horizon: Time,
     force: bool,
-) -> Result<Candidate<'a>, Item> {
+) -> Result<Candidate<'a>, Box<Item>> {
     if let Some(broken) = broken {
         // Linked anew it would have to replace what lies there, and nothing is ever overwritten.
         let fault = broken.fault.as_deref().unwrap_or_default();
         let why = format!("its copy in the outbox is not good ({fault}): remove that one to have it linked again");
-        return Err(Item { stuck: true, ..Item::new(&dump.id, Decision::NotGood, why) });
+        return Err(Box::new(Item { stuck: true, ..Item::new(&dump.id, Decision::NotGood, why) }));
     }
     let replaces = on_its_way(guest);
     if let Some(there) = replaces.filter(|there| there.begun() || there.started >= dump.started) {
-        return Err(if there.started < dump.started {
+        return Err(Box::new(if there.started < dump.started {
             let why = format!("waits until {}, of which something was sent, has arrived", there.id);
             Item::new(&dump.id, Decision::Pending, why)
         } else {
             Item::new(&dump.id, Decision::Superseded, format!("superseded by {}, which is pending", there.id))
-        });
+        }));
     }
     // A sent dump dated in the future would make every later one look old for years.
     let last = guest.sent.iter().filter(|sent| sent.started <= horizon).max_by_key(|sent| (sent.started, &sent.id));
     if let Some(last) = last.filter(|last| last.started >= dump.started) {
-        return Err(Item::new(&dump.id, Decision::Superseded, format!("superseded by {}, which was sent", last.id)));
+        let why = format!("superseded by {}, which was sent", last.id);
+        return Err(Box::new(Item::new(&dump.id, Decision::Superseded, why)));
     }
     let staleness = |dump: &Local| last.map(|last| dump.started.since(last.started));
     let is_due = |dump: &Local| staleness(dump).is_none_or(|s| u64::try_from(s).unwrap_or(0) > guest.stale_after_s);
     let stale = staleness(dump);
     if !is_due(dump) && !force {
         let item = Item::new(&dump.id, Decision::NotDue, why::not_due(stale, guest.stale_after_s));
-        return Err(Item { staleness_s: stale, cost: Some(dump.cost), size: Some(dump.size), ..item });
+        return Err(Box::new(Item { staleness_s: stale, cost: Some(dump.cost), size: Some(dump.size), ..item }));
     }
     let good = || guest.local.iter().filter(|dump| dump.fault.is_none() && dump.started <= horizon);
     let due_since = good().filter(|dump| is_due(dump)).map(|dump| dump.finished).min();

@@ -318,7 +318,7 @@ fn every_dump_considered_says_why() {
         ("other", 10, "linked", "stale by 3 d, 3 of 4 due"),
         ("most", 8, "superseded", "superseded by most@20261110T060000Z"),
         ("done", 10, "sent", "sent at 2026-11-10T07:00:00Z"),
-        ("waits", 9, "pending", "is being sent; attempts so far: 1"),
+        ("waits", 9, "pending", "is being sent: 1 B of 1 B are left; attempts so far: 1"),
         ("waits", 10, "pending", "waits until waits@20261109T060000Z, of which something was sent, has arrived"),
         ("tried", 9, "pending", "waits for the next pass; the last attempt (2) failed: rsync exited with status 12"),
         ("back", 8, "superseded", "superseded by back@20261109T060000Z, which was sent"),

@@ -83,6 +83,15 @@ pub fn pending(dump: &Pending) -> String {
     match (&dump.error, dump.tries) {
         (Some(error), tries) => format!("waits for the next pass; the last attempt ({tries}) failed: {error}"),
         (None, 0) => "waits for bak-sync".to_owned(),
-        (None, tries) => format!("is being sent; attempts so far: {tries}"),
+        (None, tries) if dump.cost > dump.expected => {
+            format!(
+                "is being sent and dearer than expected: up to {} are left; attempts so far: {tries}",
+                show_size(dump.cost)
+            )
+        }
+        (None, tries) => {
+            let (left, all) = (show_size(dump.cost), show_size(dump.expected));
+            format!("is being sent: {left} of {all} are left; attempts so far: {tries}")
+        }
     }
 }
