@@ -5,14 +5,14 @@
 //! into order, [`spend`] walks.
 //!
 //! What can go wrong is starvation. What is promised, where each pass carries what it was given, at the cost expected:
-//! with N guests of equal priority known and due when one begins to wait,
+//! with N guests of equal priority known when one of them begins to wait,
 //! - a dump no larger than a pass is tried within 2 N passes whatever arrives meanwhile, not counting those in which an
 //!   oversized dump of another guest is on its way and has its half of the pass. As these are every second one of those in
 //!   which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
 //! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way: they go one after the
 //!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes;
 //! - the head of the queue goes under a larger limit wherever it goes under a smaller one, unless something pending is
-//!   larger than a pass under the smaller one only.
+//!   larger than a pass under the smaller one: under the larger it may be none, and so give way in no pass.
 //!
 //! Four rules see to it: who has waited longest overtakes ([`queue::age`]); the head goes even if it is larger than a
 //! pass; an oversized dump on its way leaves half of each pass to others, and in every second one all of it, if they need

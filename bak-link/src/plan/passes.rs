@@ -109,12 +109,9 @@ impl World {
             let (guest, fails) = (&mut self.facts.guests[i], self.habits[i].fails);
             let there = guest.pending.iter().position(|dump| dump.id == id).unwrap();
             let dump = &mut guest.pending[there];
+            let room = dump.cost <= left || dump.expected > LIMIT || dump.error.is_some();
+            prop_assert!(room, "{} was linked, and there is no room for it", dump.id);
             if left == 0 && dump.cost > 0 {
-                prop_assert!(
-                    dump.expected > LIMIT || dump.error.is_some(),
-                    "{} was linked, and there is no room for it",
-                    dump.id
-                );
                 continue;
             }
             dump.tries += 1;
