@@ -34,6 +34,8 @@ mod golden;
 #[cfg(test)]
 mod old_script;
 #[cfg(test)]
+mod on_the_way;
+#[cfg(test)]
 mod passes;
 #[cfg(test)]
 mod properties;
