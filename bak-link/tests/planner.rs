@@ -237,3 +237,43 @@ fn each_guest_by_its_own_rules_and_each_destination_by_its_own_limits_and_histor
     assert_eq!(why("other", "web"), "over the limit of 600 B a day by 200 B");
     assert_eq!(check_store(&kit.store().join(".outbox-other")).whole, ["db-1@20261119T020000Z"]);
 }
+
+/// What a terminal of so many columns shows, line by line.
+fn shown(kit: &Kit, columns: u32, args: &str) -> Vec<String> {
+    let line = format!(
+        "SHELL=/bin/sh script -qec 'stty cols {columns} && bak-link --store store --dest box=/far --now {NOW} {args}' /dev/null"
+    );
+    let ran = kit.sh(&line).clean();
+    ran.out.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+#[test]
+fn a_terminal_shows_whole_ids_with_the_reasons_broken_and_what_is_left_of_each_limit() {
+    let kit = Kit::new();
+    for (vm, bytes) in [("web", 1024), ("large-one", 9000)] {
+        kit.dump(vm, &day(18), bytes);
+        carried(&kit, vm, 17, bytes, bytes as u64);
+    }
+    kit.link(&["--only", "web"]).clean();
+    let args = "-n --explain --limit 2K --limit 100K/day";
+    for (columns, headings) in [(80, "SIZE DECISION WHY"), (130, "NAME SIZE COST STALE BY DECISION WHY")] {
+        let lines = shown(&kit, columns, args);
+        assert!(lines.iter().all(|line| line.chars().count() <= columns as usize), "{lines:#?}");
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words(&lines[0]), format!("DUMP {headings}"));
+        for (id, decision) in [("web@20261118T020000Z", "pending"), ("large-one@20261118T020000Z", "over limit")] {
+            assert!(lines.iter().any(|line| line.contains(id) && line.contains(decision)), "{id}: {lines:#?}");
+        }
+        let limits: Vec<String> = lines[lines.len() - 3..].iter().map(|line| words(line)).collect();
+        assert_eq!(
+            limits,
+            [
+                "DESTINATION LIMIT USED PENDING LINKED LEFT",
+                "box 2 KiB a pass 0 B 1 KiB 0 B 1 KiB",
+                "box 100 KiB a day 0 B 1 KiB 0 B 99 KiB",
+            ]
+        );
+    }
+    let brief = shown(&kit, 80, "-n --limit 2K");
+    assert_eq!(brief, ["box: 0 linked, 1 over the limit (--explain says why)"]);
+}
