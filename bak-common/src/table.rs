@@ -1,19 +1,46 @@
 //! Tables for people, on a terminal. Every cell is escaped: names come from outside.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
 use crate::name::printable;
 
 /// Rows under headings; the columns whose numbers stand in `right` are aligned to the right.
 pub fn table(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    made(headings, right, rows).trim_fmt()
+}
+
+/// The same where the last column is prose: it alone is broken into lines, as far as it keeps a readable width.
+pub fn with_prose(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    const READABLE: usize = 20;
+    let mut table = made(headings, right, rows);
+    let widths = table.column_max_content_widths();
+    let Some((_, others)) = widths.split_last() else { return table.trim_fmt() };
+    // Each column has a space on either side.
+    let taken: usize = others.iter().map(|width| usize::from(*width) + 2).sum();
+    if width().is_some_and(|width| taken + READABLE <= width) {
+        for (column, _) in table.column_iter_mut().zip(others) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// How many columns the terminal has, if it says.
+pub fn width() -> Option<usize> {
+    Table::new().width().map(usize::from).filter(|width| *width >= NARROWEST)
+}
+
+/// A terminal that does not know its width says 0.
+const NARROWEST: usize = 40;
+
+fn made(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headings.iter().map(|text| text.to_uppercase()));
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
-    // A terminal that does not know its width says 0.
-    if table.width().is_some_and(|width| width < 40) {
+    if table.width().is_some_and(|width| usize::from(width) < NARROWEST) {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
     for column in right {
@@ -21,5 +48,5 @@ pub fn table(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = 
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.trim_fmt()
+    table
 }

@@ -94,7 +94,7 @@ pub enum Period {
     Pass,
     Day,
     Week,
-    /// From this day of the month (1 to 28) on.
+    /// From this day of the month (1 to 31) on; a month that lacks the day has its last one instead.
     Month(u32),
 }
 
@@ -119,10 +119,10 @@ pub fn limit(text: &str) -> Result<Option<Limit>> {
         Some((bytes, "week")) => (bytes, Period::Week),
         Some((bytes, "month")) => (bytes, Period::Month(1)),
         Some((bytes, other)) => {
-            let day = other.strip_prefix("month@").and_then(|d| d.parse().ok()).filter(|d| (1..=28).contains(d));
+            let day = other.strip_prefix("month@").and_then(|d| d.parse().ok()).filter(|d| (1..=31).contains(d));
             let day = day.with_context(|| {
                 format!(
-                    "`{}` is no limit like 10G, 10G/day, 50G/week, 200G/month or 200G/month@15 (day 1 to 28)",
+                    "`{}` is no limit like 10G, 10G/day, 50G/week, 200G/month or 200G/month@15 (day 1 to 31)",
                     text.escape_debug()
                 )
             })?;
@@ -278,13 +278,14 @@ mod tests {
             ("5GB/week", 5_000_000_000, Period::Week),
             ("1K/month", 1024, month(1)),
             ("1K/month@15", 1024, month(15)),
+            ("1K/month@31", 1024, month(31)),
         ] {
             let limit = limit(text).unwrap().unwrap();
             assert_eq!((limit.bytes, limit.period), (bytes, period), "{text}");
             assert_eq!(Limit::try_from(limit.to_string()).unwrap(), limit);
         }
         assert_eq!(limit("none").unwrap(), None);
-        for bad in ["", "10G/year", "10G/month@29", "10G/month@", "/day"] {
+        for bad in ["", "10G/year", "10G/month@32", "10G/month@0", "10G/month@", "/day"] {
             assert!(limit(bad).is_err(), "{bad}");
         }
     }

@@ -1,13 +1,15 @@
 //! Makes the plan for one destination and carries it out.
 //!
 //! Both happen under the lock of the outbox's store, so that two bak-links give one result, and what the plan saw pending
-//! still is when the first link is made. bak-sync notes in the history that a dump was sent before it takes the links
+//! still is when the first link is made. bak-sync marks a dump as begun under the same lock, before it sends anything of it,
+//! so nothing that was begun is ever replaced. bak-sync notes in the history that a dump was sent before it takes the links
 //! away, so the outbox is read before the history: a dump on its way from one to the other is seen in both, never in
 //! neither. Dumps of the source store may vanish at any moment; [`Work::link`](bak_common::store::Work::link) finds out.
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::{SKEW_S, Time};
+use bak_common::config::Effective;
 use bak_common::ledger::Ledger;
 use bak_common::name::DumpId;
 use bak_common::outbox::{self, History, Outbox};
@@ -20,7 +22,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::budget::{Cap, Left, period_start};
-use crate::facts::{Sources, gather};
+use crate::facts::{Judge, Sources, gather};
+use crate::list::List;
 use crate::plan::{Decision, Facts, Options, Plan, plan};
 
 /// What is the same for all destinations of a run.
@@ -30,6 +33,9 @@ pub struct Run<'a> {
     pub force: bool,
     pub oversize: bool,
     pub overdraft: bool,
+    pub judge: Judge,
+    /// Which guests are synced, instead of what the configuration says.
+    pub list: Option<&'a List>,
     pub selected: &'a dyn Fn(&Dump) -> bool,
     /// Sidecars of the store that were reported: once is enough for all destinations.
     pub reported: RefCell<HashSet<String>>,
@@ -72,7 +78,12 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
             session.report.fail(&id, &anyhow!("{:#}", bad.error));
         }
     }
+    let ledger = ledger(session, dest, outbox.as_ref())?;
     let effective = |dump: &Dump| session.config.effective(dump);
+    let syncs = |dump: &Dump, effective: &Effective| match run.list {
+        Some(list) => list.syncs(dump),
+        None => effective.sync.contains(&dest.name),
+    };
     let sources = Sources {
         dest: &dest.name,
         store: &store,
@@ -80,8 +91,12 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
         history: &history.dumps,
         effective: &effective,
         selected: run.selected,
+        syncs: &syncs,
+        judge: run.judge,
+        spent: &spent(&ledger),
     };
-    let (caps, passes) = ledger(session, dest, outbox.as_ref(), now)?;
+    let passes = ledger.passes.iter().map(|pass| pass.at).collect();
+    let caps = caps(session, dest, &ledger, now);
     let facts = Facts { guests: gather(&sources), caps, passes };
     let options = Options {
         now,
@@ -105,27 +120,46 @@ fn by_id(listing: &Listing) -> HashMap<&DumpId, &Entry> {
     listing.dumps.iter().chain(listing.good()).map(|entry| (&entry.dump.id, entry)).collect()
 }
 
-/// Links what the plan says, in its order; without a lock (a dry run) only says so.
+/// Links what the plan says, in its order; without a lock (a dry run) only says so. What is replaced leaves the outbox
+/// last, and only if what replaces it is there: in between both are.
 fn carry_out(run: &Run, dest: &Destination, locked: Option<&Locked>, plan: Plan, found: &Found, now: Time) -> Outcome {
     let mut decided = Vec::new();
+    let mut missing: HashSet<&DumpId> = HashSet::new();
     for item in &plan.items {
         // Every item of the plan stands for a dump of one of the listings that it was made from.
         let Some(entry) = found.store.get(&item.id).or_else(|| found.outbox.get(&item.id)) else { continue };
-        let note = item.note(now);
+        let mut note = item.note(now);
+        let mut decision = item.decision;
         let failed = match (item.decision, locked) {
             (Decision::Linked, Some(locked)) => link(run.store, locked, dest, entry, &note).err(),
+            (Decision::Replaced, _) if item.replaced_by.as_ref().is_some_and(|newer| missing.contains(newer)) => {
+                decision = Decision::Pending;
+                note.why = "waits for bak-sync, as what should replace it could not be linked".into();
+                decision.as_str().clone_into(&mut note.decision);
+                None
+            }
+            (Decision::Replaced, Some(locked)) => {
+                found.outbox.get(&item.id).and_then(|entry| leave(locked, entry).err())
+            }
             _ if item.stuck => Some(anyhow!("{}", item.why)),
             _ => None,
         };
         if let Some(error) = &failed {
+            missing.insert(&item.id);
             run.session.report.fail(item.id.as_str(), error);
         }
         let failed = failed.map(|error| format!("{error:#}"));
         let mut dump = entry.dump.bare();
         dump.dir.clone_from(&entry.dump.dir);
-        decided.push(Decided { dump, decision: item.decision, note, failed });
+        decided.push(Decided { dump, decision, note, failed });
     }
     Outcome { decided, left: plan.left }
+}
+
+/// Takes out of the outbox what a newer dump has replaced there. The store keeps its own links.
+fn leave(locked: &Locked, entry: &Entry) -> Result<()> {
+    let removed = locked.remove(&[entry]).into_iter().collect::<Result<()>>();
+    removed.context("was replaced by a newer one, but cannot be taken out of the outbox")
 }
 
 fn link(store: &Store, locked: &Locked, dest: &Destination, entry: &Entry, note: &LinkNote) -> Result<()> {
@@ -172,8 +206,7 @@ fn open(run: &Run, dest: &Destination) -> Result<Option<Outbox>> {
     Ok(Some(outbox))
 }
 
-/// The limits with what was used of them, and when passes were finished.
-fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>, now: Time) -> Result<(Vec<Cap>, Vec<Time>)> {
+fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>) -> Result<Ledger> {
     let path = outbox.map(Outbox::ledger).or_else(|| dest.ledger.clone());
     let ledger = match path {
         Some(path) => Ledger::read(&path, &dest.name)?,
@@ -182,11 +215,28 @@ fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>, now: T
     for damage in &ledger.damaged {
         session.report.fail("ledger", &anyhow!("cannot read {damage}"));
     }
+    Ok(ledger)
+}
+
+/// The limits with what was used of them.
+fn caps(session: &Session, dest: &Destination, ledger: &Ledger, now: Time) -> Vec<Cap> {
     let cap = |limit: &bak_common::units::Limit| {
         let used = period_start(limit.period, now, session.zone).map_or(0, |start| ledger.used_since(start));
         Cap { limit: *limit, used }
     };
-    Ok((dest.limits.iter().map(cap).collect(), ledger.passes.iter().map(|pass| pass.at).collect()))
+    dest.limits.iter().map(cap).collect()
+}
+
+/// What all attempts at each dump have cost so far.
+fn spent(ledger: &Ledger) -> HashMap<DumpId, u64> {
+    let mut spent: HashMap<DumpId, u64> = HashMap::new();
+    for attempt in &ledger.attempts {
+        if let Some(dump) = &attempt.dump {
+            let sum = spent.entry(dump.clone()).or_default();
+            *sum = sum.saturating_add(attempt.wire_out).saturating_add(attempt.wire_in);
+        }
+    }
+    spent
 }
 
 fn report_store(run: &Run, store: &Listing) {

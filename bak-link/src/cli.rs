@@ -13,9 +13,12 @@ use bak_common::units::{Limit, limit};
 use clap::{Parser, ValueEnum};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::apply::{Outcome, Run, destination};
+use crate::facts::Judge;
+use crate::list::List;
 use crate::output::{Results, show};
 
 pub const PROGRAM: &str = "bak-link";
@@ -26,11 +29,13 @@ Examples:
   bak-link -n --explain                  what would go, what would not, and why
   bak-dump --all | bak-link - | bak-sync -
   bak-link --only 'db-*' --force         these, due or not
+  bak-link --list /srv/vms               only guests with a line `NAME sync` there
 
 Each guest whose newest good dump is newer than what was sent of it is due. They go by
 priority, then who was never sent, then the most stale, as far as the limits reach; what
 doesn't fit is passed over. A limit is 10G (a pass of bak-sync), 10G/day, 50G/week,
-200G/month, 200G/month@15, or none; several may hold at once.
+200G/month, 200G/month@15, or none; several may hold at once. A newer dump replaces one
+that waits, if bak-sync has not begun that one.
 
 Exit status: 0 done; 1 finished, but some dumps failed; 2 usage, configuration or
 unreadable input; 3 a lock is held; 4 refused (the outbox is on another file system).";
@@ -58,8 +63,11 @@ struct Args {
     #[arg(long)]
     overdraft: bool,
     /// What a dump is expected to cost
-    #[arg(long, value_name = "HOW", default_value = "size")]
+    #[arg(long, value_name = "HOW", default_value = "history")]
     cost: Cost,
+    /// Which guests go: `NAME sync` or `NAME nosync` a line; no others do, whatever the configuration says
+    #[arg(long, value_name = "FILE")]
+    list: Option<PathBuf>,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -87,8 +95,26 @@ enum Oversize {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Cost {
-    /// As many bytes as it has
+    /// What the dearest of the guest's last five changes cost there, and a quarter; its size where none is known
+    History,
+    /// As many bytes as its files have
     Size,
+}
+
+impl From<Cost> for Judge {
+    fn from(cost: Cost) -> Self {
+        match cost {
+            Cost::History => Judge::History,
+            Cost::Size => Judge::Size,
+        }
+    }
+}
+
+/// Reads the list of guests.
+fn list(path: &Path) -> Result<List> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Kind::Usage.says(format!("cannot read the list {}: {error}", path.display())))?;
+    List::parse(&path.display().to_string(), &text)
 }
 
 /// Which dumps the user wants: what `--only` names, and within that what the filters leave.
@@ -154,11 +180,10 @@ pub fn run() -> Result<u8> {
     let args = Args::parse();
     let mut session = args.common.session(PROGRAM)?;
     let store = Store::open(&args.places.store(&session.config)?)?;
+    let list = args.list.as_deref().map(list).transpose()?;
     if args.common.check_config {
-        return check_config(&session, &store);
+        return check_config(&session, &store, list.as_ref());
     }
-    // The only way so far: a dump costs its size.
-    let Cost::Size = args.cost;
     let dests = args.destinations(&mut session)?;
     // Wrong patterns are found before a long wait for the program before.
     args.selection(&[])?;
@@ -173,6 +198,8 @@ pub fn run() -> Result<u8> {
         force: args.force,
         oversize: args.oversize == Oversize::First,
         overdraft: args.overdraft,
+        judge: args.cost.into(),
+        list: list.as_ref(),
         selected: &selected,
         reported: RefCell::default(),
     };
@@ -189,6 +216,9 @@ pub fn run() -> Result<u8> {
         results.check(&session, &input);
         for name in selection.named.iter().flat_map(Selector::unmatched) {
             session.report.fail(name, &anyhow!("no dump is called so"));
+        }
+        for (name, line) in list.iter().flat_map(List::unknown) {
+            session.report.fail(name, &anyhow!("{line} names it, and there is no dump of such a guest"));
         }
     }
     results.print(&session, &input, pass_on)?;
@@ -208,14 +238,19 @@ fn all(run: &Run, dests: &[Destination]) -> Vec<(String, Outcome)> {
     dests.iter().filter_map(one).collect()
 }
 
-/// What the configuration says for each guest of the store, by its newest dump.
-fn check_config(session: &Session, store: &Store) -> Result<u8> {
+/// What holds for each guest of the store, by its newest dump.
+fn check_config(session: &Session, store: &Store, list: Option<&List>) -> Result<u8> {
     let listing = store.list();
     listing.report(store, &session.report);
     let newest: BTreeMap<GuestKey, &Dump> = listing.dumps.iter().map(|entry| (entry.dump.key(), &entry.dump)).collect();
     let mut writer = Writer::stdout();
     for dump in newest.values() {
-        writer.line(&serde_json::to_string(&session.config.effective(*dump))?)?;
+        let mut effective = session.config.effective(*dump);
+        if let Some(list) = list {
+            let all = session.config.dest.iter().map(|dest| dest.name.clone());
+            effective.sync = all.filter(|_| list.syncs(dump)).collect();
+        }
+        writer.line(&serde_json::to_string(&effective)?)?;
     }
     Ok(session.report.finish(|failed| format!("{failed} sidecars cannot be read")))
 }

@@ -1,11 +1,20 @@
 //! What a plan is made from, gathered from what lies on disk: the store, the outbox, the history of what was sent. Pure.
 
 use bak_common::config::Effective;
+use bak_common::name::DumpId;
 use bak_common::record::{Dump, GuestKey};
 use bak_common::store::Listing;
 use std::collections::{HashMap, HashSet};
 
+use crate::cost::{self, Carried, Expected, Past};
 use crate::plan::{Guest, Local, Pending, Sent};
+
+/// What a dump's cost is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judge {
+    History,
+    Size,
+}
 
 /// What is known of one destination.
 pub struct Sources<'a> {
@@ -16,6 +25,30 @@ pub struct Sources<'a> {
     /// What the configuration says for the guest of a dump.
     pub effective: &'a dyn Fn(&Dump) -> Effective,
     pub selected: &'a dyn Fn(&Dump) -> bool,
+    /// Whether the guest of a dump goes to this destination.
+    pub syncs: &'a dyn Fn(&Dump, &Effective) -> bool,
+    pub judge: Judge,
+    /// Bytes that the ledger counted for a dump so far.
+    pub spent: &'a HashMap<DumpId, u64>,
+}
+
+/// What was sent, by guest.
+fn pasts(sources: &Sources) -> HashMap<GuestKey, Past> {
+    let mut carried: HashMap<GuestKey, Vec<Carried>> = HashMap::new();
+    for dump in sources.history.iter().filter(|_| sources.judge == Judge::History) {
+        let counted = dump.sent.get(sources.dest).filter(|note| note.passes > 0);
+        let wire = counted.map_or(0, |note| note.wire_out.saturating_add(note.wire_in));
+        let (started, size, format) = (dump.started, dump.bytes, cost::format(dump));
+        carried.entry(dump.key()).or_default().push(Carried { started, size, wire, format });
+    }
+    carried.into_iter().map(|(key, carried)| (key, Past::new(carried))).collect()
+}
+
+fn expect(sources: &Sources, past: Option<&Past>, dump: &Dump) -> Expected {
+    match sources.judge {
+        Judge::Size => Expected { bytes: dump.bytes, ..Expected::default() },
+        Judge::History => past.unwrap_or(&Past::default()).expect(&cost::format(dump), dump.started, dump.bytes),
+    }
 }
 
 /// All guests that have a dump anywhere.
@@ -53,11 +86,13 @@ impl<'a> Guests<'a> {
 /// Gathers the guests. The newest dump in the store, else the newest of all, says what a guest is called and tagged.
 pub fn gather(sources: &Sources) -> Vec<Guest> {
     let mut guests = Guests::default();
+    let pasts = pasts(sources);
     for entry in &sources.store.dumps {
         let (dump, fault) = (&entry.dump, entry.fault.clone());
-        let (id, started, finished, cost) = (dump.id.clone(), dump.started, dump.finished, dump.bytes);
+        let (id, started, finished, size) = (dump.id.clone(), dump.started, dump.finished, dump.bytes);
         let selected = (sources.selected)(dump);
-        guests.of(dump).local.push(Local { id, started, finished, cost, fault, selected });
+        let Expected { bytes: cost, source } = expect(sources, pasts.get(&dump.key()), dump);
+        guests.of(dump).local.push(Local { id, started, finished, size, cost, source, fault, selected });
         guests.speak(dump);
     }
     let known_locally = guests.guests.len();
@@ -66,10 +101,16 @@ pub fn gather(sources: &Sources) -> Vec<Guest> {
     let broken = sources.outbox.dumps.iter().filter(|entry| !entry.is_good());
     for entry in sources.outbox.good().chain(broken).filter(|entry| done.insert(&entry.dump.id)) {
         let note = entry.dump.link.get(sources.dest);
+        let (size, expected) = (entry.dump.bytes, note.and_then(|note| note.cost).unwrap_or(entry.dump.bytes));
+        let spent = sources.spent.get(&entry.dump.id).copied().unwrap_or(0);
         let pending = Pending {
             id: entry.dump.id.clone(),
             started: entry.dump.started,
-            cost: note.and_then(|note| note.cost).unwrap_or(entry.dump.bytes),
+            size,
+            expected,
+            cost: if spent > 0 { cost::still(expected, spent, size) } else { expected },
+            since: note.map_or(entry.dump.finished, |note| note.at),
+            rank: note.and_then(|note| note.rank),
             tries: note.and_then(|note| note.tries).unwrap_or(0),
             error: note.and_then(|note| note.error.clone()),
             fault: entry.fault.clone(),
@@ -89,7 +130,8 @@ pub fn gather(sources: &Sources) -> Vec<Guest> {
         let effective = (sources.effective)(speaker);
         guest.priority = effective.priority;
         guest.stale_after_s = effective.stale_after_s;
-        guest.sync = effective.sync.iter().any(|name| name == sources.dest);
+        // Of a guest without dumps nothing can go; nor does it answer to its name in a list any more.
+        guest.sync = !guest.local.is_empty() && (sources.syncs)(speaker, &effective);
     }
     guests.guests
 }

@@ -3,7 +3,9 @@
 mod apply;
 mod budget;
 mod cli;
+mod cost;
 mod facts;
+mod list;
 mod output;
 mod plan;
 

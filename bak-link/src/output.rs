@@ -6,12 +6,12 @@ use bak_common::args::Session;
 use bak_common::jsonl::Writer;
 use bak_common::name::DumpId;
 use bak_common::record::{Dump, Failed, LinkNote, Record, to_line};
-use bak_common::table::table;
+use bak_common::table::{table, width, with_prose};
 use bak_common::units::{show_duration, show_size};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::apply::{Decided, Outcome};
-use crate::budget::show_limit;
+use crate::budget::{Left, show_limit};
 use crate::plan::Decision;
 
 /// A dump and what all destinations decided.
@@ -158,22 +158,20 @@ impl Results {
     }
 }
 
+/// On a terminal narrower than this there is no room for everything.
+const WIDE: usize = 110;
+
 /// What a person sees on a terminal: a row for each dump and destination, and what is left of the limits.
 pub fn show(session: &Session, outcomes: &[(String, Outcome)]) -> Result<()> {
     let mut writer = Writer::stdout();
-    let several = outcomes.len() > 1;
+    let wanted = |decided: &&Decided| decided.decision == Decision::Linked || session.explain;
+    let layout = Layout { wide: width().is_none_or(|width| width >= WIDE), several: outcomes.len() > 1 };
     let rows = outcomes.iter().flat_map(|(dest, outcome)| {
-        let wanted = |decided: &&Decided| decided.decision == Decision::Linked || session.explain;
-        outcome.decided.iter().filter(wanted).map(move |decided| row(dest, decided, several))
+        outcome.decided.iter().filter(wanted).map(move |decided| layout.row(dest, decided))
     });
     let rows: Vec<Vec<String>> = rows.collect();
     if !rows.is_empty() {
-        let mut headings = vec!["dump", "name", "size", "stale by", "decision", "why"];
-        if several {
-            headings.insert(0, "destination");
-        }
-        let first = usize::from(several);
-        writer.line(&table(&headings, &[first + 2, first + 3], rows))?;
+        writer.line(&with_prose(&layout.headings(), &layout.right(), rows))?;
     }
     for (dest, outcome) in outcomes.iter().filter(|_| !session.explain) {
         let count = |decision| outcome.decided.iter().filter(|decided| decided.decision == decision).count();
@@ -182,28 +180,63 @@ pub fn show(session: &Session, outcomes: &[(String, Outcome)]) -> Result<()> {
             writer.line(&format!("{dest}: {linked} linked, {over} over the limit (--explain says why)"))?;
         }
     }
-    for (dest, outcome) in outcomes.iter().filter(|_| session.explain) {
-        for left in &outcome.left {
-            let sign = if left.bytes < 0 { "-" } else { "" };
-            let bytes = show_size(left.bytes.unsigned_abs());
-            writer.line(&format!("{dest}: {sign}{bytes} left of {}", show_limit(left.limit)))?;
-        }
+    let limits = outcomes.iter().filter(|_| session.explain);
+    let limits: Vec<Vec<String>> =
+        limits.flat_map(|(dest, outcome)| outcome.left.iter().map(|left| limit_row(dest, left))).collect();
+    if !limits.is_empty() {
+        writer.line("")?;
+        writer.line(&table(&["destination", "limit", "used", "pending", "linked", "left"], &[2, 3, 4, 5], limits))?;
     }
     Ok(())
 }
 
-fn row(dest: &str, decided: &Decided, several: bool) -> Vec<String> {
-    let decision = if decided.failed.is_some() { "failed" } else { decided.decision.as_str() };
-    let mut row = vec![
-        decided.dump.id.to_string(),
-        decided.dump.name.clone().unwrap_or_default(),
-        show_size(decided.dump.bytes),
-        decided.note.staleness_s.map_or_else(String::new, show_duration),
-        decision.to_owned(),
-        decided.failed.clone().unwrap_or_else(|| decided.note.why.clone()),
-    ];
-    if several {
-        row.insert(0, dest.to_owned());
-    }
+fn limit_row(dest: &str, left: &Left) -> Vec<String> {
+    let shown = |bytes: i64| {
+        let sign = if bytes < 0 { "-" } else { "" };
+        format!("{sign}{}", show_size(bytes.unsigned_abs()))
+    };
+    let whole = i64::try_from(left.limit.bytes).unwrap_or(i64::MAX);
+    let linked = whole.saturating_sub(left.used).saturating_sub(left.pending).saturating_sub(left.bytes);
+    let mut row = vec![dest.to_owned(), show_limit(left.limit)];
+    row.extend([left.used, left.pending, linked, left.bytes].map(shown));
     row
+}
+
+/// Which columns there are.
+#[derive(Clone, Copy)]
+struct Layout {
+    wide: bool,
+    several: bool,
+}
+
+impl Layout {
+    /// Those columns of `all` that this layout has. In the order of the headings.
+    fn choose<T>(self, all: [T; 8]) -> Vec<T> {
+        let there = [self.several, true, self.wide, true, self.wide, self.wide, true, true];
+        all.into_iter().zip(there).filter(|(_, there)| *there).map(|(cell, _)| cell).collect()
+    }
+
+    fn headings(self) -> Vec<&'static str> {
+        self.choose(["destination", "dump", "name", "size", "cost", "stale by", "decision", "why"])
+    }
+
+    /// The columns of numbers.
+    fn right(self) -> Vec<usize> {
+        let numbers = self.choose([false, false, false, true, true, true, false, false]);
+        numbers.into_iter().enumerate().filter(|(_, number)| *number).map(|(at, _)| at).collect()
+    }
+
+    fn row(self, dest: &str, decided: &Decided) -> Vec<String> {
+        let decision = if decided.failed.is_some() { "failed" } else { decided.decision.as_str() };
+        self.choose([
+            dest.to_owned(),
+            decided.dump.id.to_string(),
+            decided.dump.name.clone().unwrap_or_default(),
+            show_size(decided.dump.bytes),
+            decided.note.cost.map_or_else(String::new, show_size),
+            decided.note.staleness_s.map_or_else(String::new, show_duration),
+            decision.to_owned(),
+            decided.failed.clone().unwrap_or_else(|| decided.note.why.clone()),
+        ])
+    }
 }

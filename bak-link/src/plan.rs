@@ -1,26 +1,48 @@
 //! The plan for one destination: which dumps go into its outbox, in which order, and for every other dump why not. Pure.
 //!
-//! Each guest has at most one candidate, its newest good dump. Candidates that are due form a queue; the queue is walked
-//! once, and what doesn't fit the budget is passed over for the next. What can go wrong is starvation, and three rules
-//! work against it: who has waited longest overtakes ([`age`]); the first in the queue goes even if it is larger than a
-//! pass ([`Budget::take`]); and what fails to be sent doesn't use up the budget of the others.
+//! Each guest has at most one candidate, its newest good dump. Candidates that are due form a queue; the queue is walked,
+//! and what doesn't fit the budget is passed over for the next. [`consider`] finds the candidates, [`queue`] brings them
+//! into order, [`spend`] walks.
+//!
+//! What can go wrong is starvation. What is promised, where each pass carries what it was given, at the cost expected:
+//! with N guests of equal priority known when one of them begins to wait,
+//! - a dump no larger than a pass is tried within 2 N passes whatever arrives meanwhile, not counting those in which an
+//!   oversized dump of another guest is on its way and has its half of the pass. As these are every second one of those in
+//!   which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
+//! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way: they go one after the
+//!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes;
+//! - the head of the queue goes under a larger limit wherever it goes under a smaller one, unless something pending is
+//!   larger than a pass under the smaller one: under the larger it may be none, and so give way in no pass.
+//!
+//! Four rules see to it: who has waited longest overtakes ([`queue::age`]); the head goes even if it is larger than a
+//! pass; an oversized dump on its way leaves half of each pass to others, and in every second one all of it, if they need
+//! it ([`spend`]); and what fails to be sent doesn't use up the budget of the others. A higher priority comes first always:
+//! guests of a lower one get what it leaves, if it leaves anything.
 
 use bak_common::calendar::Time;
 use bak_common::name::DumpId;
 use bak_common::record::{GuestKey, LinkNote};
-use bak_common::units::show_duration;
 use serde::Serialize;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use crate::budget::{Budget, Cap, Left};
+use crate::budget::{Cap, Left};
+use crate::cost::Source;
 
+mod consider;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod old_script;
+#[cfg(test)]
+mod on_the_way;
+#[cfg(test)]
+mod passes;
+#[cfg(test)]
 mod properties;
+mod queue;
 #[cfg(test)]
 mod samples;
+mod spend;
 mod why;
 
 /// A dump of the store.
@@ -29,8 +51,12 @@ pub struct Local {
     pub id: DumpId,
     pub started: Time,
     pub finished: Time,
+    /// Bytes of its files.
+    pub size: u64,
     /// Expected bytes on the wire.
     pub cost: u64,
+    /// What the cost was judged by.
+    pub source: Source,
     /// Why it is not good.
     pub fault: Option<String>,
     /// Whether the user's selection holds it.
@@ -42,12 +68,32 @@ pub struct Local {
 pub struct Pending {
     pub id: DumpId,
     pub started: Time,
+    pub size: u64,
+    /// What it was expected to cost when it was linked: decides whether it is larger than a pass.
+    pub expected: u64,
+    /// What it still needs of that.
     pub cost: u64,
+    /// Since when it, or one that it replaced, is there; and its rank then. They are its place in bak-sync's order.
+    pub since: Time,
+    pub rank: Option<u64>,
+    /// Attempts that were begun. 0: it may still be replaced.
     pub tries: u64,
     /// Why the last attempt to send it failed, if it did.
     pub error: Option<String>,
     /// Why it is not good.
     pub fault: Option<String>,
+}
+
+impl Pending {
+    /// Whether it is on its way, and so uses the budget up: what failed goes last, and what is not good not at all.
+    pub fn counts(&self) -> bool {
+        self.fault.is_none() && self.error.is_none()
+    }
+
+    /// Whether bak-sync may have sent something of it.
+    pub fn begun(&self) -> bool {
+        self.tries > 0 || self.error.is_some()
+    }
 }
 
 /// A dump that was sent.
@@ -104,6 +150,8 @@ pub enum Decision {
     #[serde(rename = "not due")]
     NotDue,
     Pending,
+    /// It leaves the outbox, as a newer one takes its place.
+    Replaced,
     Sent,
     Superseded,
     #[serde(rename = "not synced")]
@@ -122,6 +170,7 @@ impl Decision {
             Decision::NotSelected => "not selected",
             Decision::NotDue => "not due",
             Decision::Pending => "pending",
+            Decision::Replaced => "replaced",
             Decision::Sent => "sent",
             Decision::Superseded => "superseded",
             Decision::NotSynced => "not synced",
@@ -145,9 +194,17 @@ pub struct Item {
     pub staleness_s: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// Bytes left of the tightest limit after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remaining: Option<i64>,
+    /// The dump that takes its place in the outbox. It leaves only once that one is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<DumpId>,
+    /// The place in bak-sync's order that it takes over from what it replaces.
+    #[serde(skip)]
+    place: Option<(Time, Option<u64>)>,
     /// It should go and can't, and only a person can help.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stuck: bool,
@@ -156,18 +213,23 @@ pub struct Item {
 impl Item {
     fn new(id: &DumpId, decision: Decision, why: impl Into<String>) -> Self {
         let (id, why) = (id.clone(), why.into());
-        Self { id, decision, why, rank: None, staleness_s: None, cost: None, remaining: None, stuck: false }
+        let (staleness_s, cost, size, remaining) = (None, None, None, None);
+        let (rank, replaced_by, place, stuck) = (None, None, None, false);
+        Self { id, decision, why, rank, staleness_s, cost, size, remaining, replaced_by, place, stuck }
     }
 
-    /// The annotation that a record carries.
-    pub fn note(&self, at: Time) -> LinkNote {
+    /// The annotation that a record carries. What replaces another takes over its time and rank: else a guest that is
+    /// dumped before every pass would be at the end of bak-sync's order in each.
+    pub fn note(&self, now: Time) -> LinkNote {
+        let (at, rank) = self.place.unwrap_or((now, self.rank));
         LinkNote {
             decision: self.decision.as_str().to_owned(),
             why: self.why.clone(),
             at,
-            rank: self.rank,
+            rank,
             staleness_s: self.staleness_s,
             cost: self.cost,
+            size: self.size,
             remaining: self.remaining,
             tries: None,
             error: None,
@@ -184,205 +246,34 @@ pub struct Plan {
     pub left: Vec<Left>,
 }
 
-/// The dump that a guest would send.
-struct Candidate<'a> {
-    guest: &'a Guest,
-    dump: &'a Local,
-    staleness: Option<i64>,
-    due: bool,
-    /// When something of this guest was sent last.
-    sent_at: Option<Time>,
-    /// When the dump was finished that first made the guest due.
-    due_since: Time,
-    /// Start of the oldest dump that is known of this guest.
-    known_since: Time,
-    /// Passes finished since `due_since`, if it goes ahead for them.
-    aged: Option<usize>,
-}
-
 /// Makes the plan.
 pub fn plan(facts: &Facts, options: &Options) -> Plan {
     let mut items = Vec::new();
-    let mut queue: Vec<Candidate> =
-        facts.guests.iter().filter_map(|guest| consider(guest, options, &mut items)).collect();
-    age(&mut queue, &facts.passes);
-    queue.sort_by(|a, b| order(a).cmp(&order(b)));
-    let mut budget = Budget::new(&facts.caps, options.overdraft);
-    let pending = facts.guests.iter().flat_map(|guest| &guest.pending);
-    for dump in pending.filter(|dump| dump.fault.is_none() && dump.error.is_none()) {
-        budget.pending(dump.cost);
+    let mut queue: Vec<queue::Candidate> =
+        facts.guests.iter().filter_map(|guest| consider::consider(guest, options, &mut items)).collect();
+    let mut passes = facts.passes.clone();
+    passes.sort_unstable();
+    queue::sort(&mut queue, &passes);
+    let (spent, left) = spend::spend(&queue, facts, &passes, options);
+    let replaced: HashMap<&DumpId, &DumpId> = queue
+        .iter()
+        .zip(&spent)
+        .filter(|(_, item)| item.decision == Decision::Linked)
+        .filter_map(|(candidate, item)| Some((&candidate.replaces?.id, &item.id)))
+        .collect();
+    for item in &mut items {
+        if let Some(newer) = replaced.get(&item.id) {
+            *item = Item { cost: item.cost, size: item.size, ..consider::replaced(&item.id, newer) };
+        }
     }
-    spend(&queue, &mut budget, options, &mut items);
-    items.sort_by(|a, b| {
+    items.extend(spent);
+    items.sort_unstable_by(|a, b| {
         let place = |item: &Item| match item.decision {
             Decision::Linked => (0, item.rank),
             Decision::OverLimit => (1, item.rank),
             _ => (2, None),
         };
-        place(a).cmp(&place(b)).then_with(|| a.id.cmp(&b.id))
+        place(a).cmp(&place(b)).then_with(|| (&a.id, &a.why).cmp(&(&b.id, &b.why)))
     });
-    Plan { items, left: budget.left() }
-}
-
-/// Rules 1 and 2: decides every dump of one guest but its candidate.
-fn consider<'a>(guest: &'a Guest, options: &Options, items: &mut Vec<Item>) -> Option<Candidate<'a>> {
-    let horizon = options.now.plus(options.skew_s);
-    let pending: HashMap<&DumpId, &Pending> = guest.pending.iter().map(|dump| (&dump.id, dump)).collect();
-    let sent: HashMap<&DumpId, &Sent> = guest.sent.iter().map(|dump| (&dump.id, dump)).collect();
-    let mut local: Vec<&Local> = guest.local.iter().collect();
-    // Two copies of one dump in one store are one dump; the good one counts.
-    local.sort_by_key(|dump| (dump.started, &dump.id, dump.fault.is_some(), dump.cost, dump.finished));
-    local.dedup_by_key(|dump| &dump.id);
-    let newest = local.iter().rev().find(|dump| dump.fault.is_none() && dump.started <= horizon).copied();
-    let mut candidate = None;
-    for dump in &local {
-        let item = |decision, why: String| Item::new(&dump.id, decision, why);
-        let decided = if let Some(there) = pending.get(&dump.id).filter(|there| there.fault.is_none()) {
-            pending_item(there)
-        } else if let Some(why) = &dump.fault {
-            item(Decision::NotGood, why.clone())
-        } else if let Some(there) = sent.get(&dump.id) {
-            item(Decision::Sent, format!("sent at {}", there.at))
-        } else if !guest.sync {
-            item(Decision::NotSynced, "the configuration sends this guest elsewhere or nowhere".into())
-        } else if dump.started > horizon {
-            let ahead = show_duration(dump.started.since(options.now));
-            item(Decision::Future, format!("dated {ahead} in the future: was a clock wrong?"))
-        } else if let Some(newer) = newest.filter(|newer| newer.id != dump.id) {
-            item(Decision::Superseded, format!("superseded by {}", newer.id))
-        } else {
-            match candidacy(guest, dump, pending.get(&dump.id).copied(), horizon, options.force) {
-                Ok(found) => {
-                    candidate = Some(found);
-                    continue;
-                }
-                Err(item) => item,
-            }
-        };
-        items.push(decided);
-    }
-    for dump in guest.pending.iter().filter(|dump| !local.iter().any(|here| here.id == dump.id)) {
-        items.push(match &dump.fault {
-            None => pending_item(dump),
-            Some(why) => Item::new(&dump.id, Decision::NotGood, format!("in the outbox, {why}")),
-        });
-    }
-    candidate
-}
-
-fn pending_item(dump: &Pending) -> Item {
-    Item { cost: Some(dump.cost), ..Item::new(&dump.id, Decision::Pending, why::pending(dump)) }
-}
-
-/// Whether the newest good dump of a guest, neither pending nor sent, stands in the queue; else why not.
-fn candidacy<'a>(
-    guest: &'a Guest,
-    dump: &'a Local,
-    broken: Option<&Pending>,
-    horizon: Time,
-    force: bool,
-) -> Result<Candidate<'a>, Item> {
-    if let Some(broken) = broken {
-        // Linked anew it would have to replace what lies there, and nothing is ever overwritten.
-        let fault = broken.fault.as_deref().unwrap_or_default();
-        let why = format!("its copy in the outbox is not good ({fault}): remove that one to have it linked again");
-        return Err(Item { stuck: true, ..Item::new(&dump.id, Decision::NotGood, why) });
-    }
-    let on_its_way = guest.pending.iter().filter(|there| there.fault.is_none()).max_by_key(|d| (d.started, &d.id));
-    if let Some(there) = on_its_way {
-        return Err(if there.started < dump.started {
-            Item::new(&dump.id, Decision::Pending, format!("waits until {}, which is pending, is sent", there.id))
-        } else {
-            Item::new(&dump.id, Decision::Superseded, format!("superseded by {}, which is pending", there.id))
-        });
-    }
-    // A sent dump dated in the future would make every later one look old for years.
-    let last = guest.sent.iter().filter(|sent| sent.started <= horizon).max_by_key(|sent| (sent.started, &sent.id));
-    if let Some(last) = last.filter(|last| last.started >= dump.started) {
-        return Err(Item::new(&dump.id, Decision::Superseded, format!("superseded by {}, which was sent", last.id)));
-    }
-    let staleness = |dump: &Local| last.map(|last| dump.started.since(last.started));
-    let is_due = |dump: &Local| staleness(dump).is_none_or(|s| u64::try_from(s).unwrap_or(0) > guest.stale_after_s);
-    let stale = staleness(dump);
-    if !is_due(dump) && !force {
-        let item = Item::new(&dump.id, Decision::NotDue, why::not_due(stale, guest.stale_after_s));
-        return Err(Item { staleness_s: stale, cost: Some(dump.cost), ..item });
-    }
-    let good = || guest.local.iter().filter(|dump| dump.fault.is_none() && dump.started <= horizon);
-    let due_since = good().filter(|dump| is_due(dump)).map(|dump| dump.finished).min();
-    let known = good().map(|dump| dump.started).chain(guest.sent.iter().map(|sent| sent.started)).min();
-    Ok(Candidate {
-        guest,
-        dump,
-        staleness: stale,
-        due: is_due(dump),
-        sent_at: last.map(|last| last.at),
-        due_since: due_since.unwrap_or(dump.finished),
-        known_since: known.unwrap_or(dump.started),
-        aged: None,
-    })
-}
-
-/// Rule 3, ageing: a due guest that has waited through at least as many finished passes as guests are due goes ahead
-/// within its priority. The guests that count are those of equal or higher priority that were known when its wait began:
-/// else a stream of new guests, each ahead because it was never sent, could outrun the ageing for ever.
-fn age(queue: &mut [Candidate], passes: &[Time]) {
-    let mut passes = passes.to_vec();
-    passes.sort_unstable();
-    let mut by_priority: BTreeMap<Reverse<i64>, Vec<Time>> = BTreeMap::new();
-    for candidate in queue.iter().filter(|candidate| candidate.due) {
-        by_priority.entry(Reverse(candidate.guest.priority)).or_default().push(candidate.known_since);
-    }
-    let mut rivals: Vec<Time> = Vec::new();
-    let mut aged: HashMap<i64, Vec<Time>> = HashMap::new();
-    for (Reverse(priority), known) in by_priority {
-        rivals.extend(known);
-        rivals.sort_unstable();
-        aged.insert(priority, rivals.clone());
-    }
-    for candidate in queue.iter_mut().filter(|candidate| candidate.due) {
-        let waited = passes.len() - passes.partition_point(|pass| *pass <= candidate.due_since);
-        let rivals = aged
-            .get(&candidate.guest.priority)
-            .map_or(0, |known| known.partition_point(|known| *known <= candidate.due_since));
-        candidate.aged = (waited >= rivals.max(1)).then_some(waited);
-    }
-}
-
-/// Rule 3, the order of the queue.
-fn order<'a>(c: &Candidate<'a>) -> impl Ord + use<'a> {
-    // `None` is less than `Some`: never sent goes first, and so does what was never sent at any time.
-    (
-        Reverse(c.guest.priority),
-        Reverse(c.aged),
-        c.staleness.map(Reverse),
-        c.sent_at,
-        c.dump.cost,
-        &c.dump.id,
-        &c.guest.key,
-    )
-}
-
-/// Rules 4 to 6: walks the queue and takes what fits.
-fn spend(queue: &[Candidate], budget: &mut Budget, options: &Options, items: &mut Vec<Item>) {
-    // What `force` lets in counts as well: else a second run would find room that the first did not.
-    let others_due = queue.len() > 1;
-    let selected = || queue.iter().filter(|c| c.dump.selected);
-    let (count, longest) = (selected().count(), selected().map(|c| c.staleness.unwrap_or(i64::MAX)).max());
-    let mut rank = 0;
-    for candidate in queue {
-        let mut item = Item::new(&candidate.dump.id, Decision::NotSelected, "left out by the selection");
-        item.staleness_s = candidate.staleness;
-        item.cost = Some(candidate.dump.cost);
-        if candidate.dump.selected {
-            rank += 1;
-            item.rank = Some(rank);
-            (item.decision, item.why) = match budget.take(candidate.dump.cost, others_due, options.oversize) {
-                Ok(taken) => (Decision::Linked, why::linked(candidate, taken, rank, (count, longest), options)),
-                Err(over) => (Decision::OverLimit, why::over_limit(over, options)),
-            };
-            item.remaining = budget.remaining();
-        }
-        items.push(item);
-    }
+    Plan { items, left }
 }

@@ -40,7 +40,8 @@ fn the_newest_dump_of_each_guest_is_linked_and_a_second_run_does_nothing() {
     let sidecar = "web/web-20261119T020000Z.dump.json";
     assert_ne!(ino(&kit.store().join(sidecar)), ino(&kit.outbox().join(sidecar)));
     let own: Value = serde_json::from_slice(&fs::read(kit.outbox().join(sidecar)).unwrap()).unwrap();
-    let expected = json!({"decision": "linked", "why": "never sent, 2 of 2 due", "at": NOW, "rank": 2, "cost": 100});
+    let expected = json!({"decision": "linked", "why": "never sent, 2 of 2 due", "at": NOW, "rank": 2, "cost": 100,
+        "size": 100});
     assert_eq!(own["link"]["box"], expected);
     assert_eq!(ran.records()[1]["link"]["box"], expected);
     let again = kit.link(&[]).clean();
@@ -94,17 +95,26 @@ fn explain_gives_every_dump_a_reason() {
     let ran = kit.link(&args).clean();
     let expected = [
         ("web@20261119T020000Z", "linked", "never sent, 1 of 3 due"),
-        ("db@20261119T020000Z", "over limit", "over the limit of 1000 B a pass by 100 B"),
+        (
+            "db@20261119T020000Z",
+            "over limit",
+            "over the limit of 1000 B a pass by 100 B; in full, as it is of another format or size than what was sent",
+        ),
         (
             "big@20261119T020000Z",
             "over limit",
-            "over the limit of 1000 B a pass by 4.3 KiB; larger than any pass, it goes when it is first and nothing is pending",
+            "over the limit of 1000 B a pass by 4.3 KiB; larger than any pass, it goes when it is first and nothing is pending; \
+             in full, as it is of another format or size than what was sent",
         ),
         ("db@20261117T020000Z", "superseded", "superseded by db@20261119T020000Z"),
         ("fresh@20261120T020000Z", "not due", "not due: 1 d of 2 d"),
         ("late@20261123T120000Z", "future", "dated 3 d in the future: was a clock wrong?"),
         ("lost@20261119T020000Z", "not good", "its file lost-20261119T020000Z.raw is missing"),
-        ("scratch-1@20261119T020000Z", "not synced", "the configuration sends this guest elsewhere or nowhere"),
+        (
+            "scratch-1@20261119T020000Z",
+            "not synced",
+            "this guest does not go to this destination (configuration or --list)",
+        ),
     ];
     for ((id, decision, why), expected) in decisions(&ran).iter().zip(expected) {
         // 4.3 KiB is spelled as the units are; all else is judged by hand.
@@ -161,7 +171,7 @@ fn force_links_what_is_not_due() {
     let config = config.to_str().unwrap();
     assert_eq!(kit.link(&["--config", config]).clean().out, "");
     let ran = kit.link(&["--config", config, "--force"]).clean();
-    assert_eq!(decisions(&ran)[0].2, "forced; not due: 1 d of 7 d");
+    assert_eq!(decisions(&ran)[0].2, "forced; not due: 1 d of 7 d; in full, as no change was carried yet");
     assert_eq!(kit.link(&["--config", config, "--force"]).clean().out, "", "pending: never twice");
 }
 

@@ -10,11 +10,12 @@ use bak_common::far::{Far, FarFile, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
+use bak_common::name::DumpId;
 use bak_common::outbox::{self, Outbox};
 use bak_common::record::{Dump, SentNote};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -269,18 +270,25 @@ impl Pass<'_> {
         sum: &mut Wire,
         done: &mut dyn FnMut(Dump) -> Result<()>,
     ) -> Result<(u64, u64)> {
-        let order = plan::order(waiting.into_iter().map(|entry| entry.dump).collect(), &self.dest.name);
+        let mut order: VecDeque<Dump> =
+            plan::order(waiting.into_iter().map(|entry| entry.dump).collect(), &self.dest.name).into();
+        let mut known: HashSet<DumpId> = order.iter().map(|dump| dump.id.clone()).collect();
         let (mut sent, mut failed, mut in_a_row) = (0, 0, 0);
-        let count = order.len();
-        for (i, dump) in order.into_iter().enumerate() {
+        while let Some(dump) = order.pop_front() {
             if in_a_row == LINE_FAILURES {
                 self.session
                     .report
-                    .fail(&self.dest.name, &anyhow!("the line is down: the other {} stay pending", count - i));
+                    .fail(&self.dest.name, &anyhow!("the line is down: the other {} stay pending", order.len() + 1));
                 break;
             }
             match self.one(&dump, sum) {
-                Ok(arrived) => {
+                Ok(None) => {
+                    if let Some(newer) = self.successor(&dump, &known) {
+                        known.insert(newer.id.clone());
+                        order.push_front(newer);
+                    }
+                }
+                Ok(Some(arrived)) => {
                     (sent, in_a_row) = (sent + 1, 0);
                     self.session.report.decided(&bak_common::record::to_line(&bak_common::record::Record::Dump(
                         Box::new(arrived.clone()),
@@ -290,11 +298,7 @@ impl Pass<'_> {
                 Err(trouble) => {
                     failed += 1;
                     in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
-                    let noted = self.note(&dump, |note| note.error = Some(format!("{:#}", trouble.error)));
-                    self.session.report.fail(dump.id.as_str(), &trouble.error.context("stays pending"));
-                    if let Err(error) = noted {
-                        self.session.report.fail(dump.id.as_str(), &error.context("cannot note that it failed"));
-                    } else if let (true, Ok(noted)) = (self.session.explain, noted) {
+                    if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
                         done(noted)?;
                     }
                 }
@@ -303,30 +307,54 @@ impl Pass<'_> {
         Ok((sent, failed))
     }
 
-    /// Changes the note of this destination in the outbox's sidecar.
-    fn note(&self, dump: &Dump, change: impl FnOnce(&mut bak_common::record::LinkNote)) -> Result<Dump> {
+    /// Reports a failure and notes it in the outbox.
+    fn failed(&self, dump: &Dump, error: anyhow::Error) -> Option<Dump> {
+        let report = &self.session.report;
+        let noted = self.note(dump, |note| note.error = Some(format!("{error:#}")));
+        report.fail(dump.id.as_str(), &error.context("stays pending"));
+        noted.unwrap_or_else(|error| {
+            report.fail(dump.id.as_str(), &error.context("cannot note that it failed"));
+            None
+        })
+    }
+
+    /// What bak-link has put in the place of a dump that left the outbox since this pass began; none if it was taken out
+    /// by hand.
+    fn successor(&self, dump: &Dump, known: &HashSet<DumpId>) -> Option<Dump> {
+        let listing = self.outbox.store.list();
+        let of_guest = listing.good().map(|entry| &entry.dump).filter(|there| there.key() == dump.key());
+        let ours = of_guest.filter(|there| there.link.contains_key(&self.dest.name) && !known.contains(&there.id));
+        ours.max_by_key(|there| (there.started, &there.id)).cloned()
+    }
+
+    /// Changes the note of this destination in the outbox's sidecar; `None` if the dump has left the outbox. Under the
+    /// store's lock, as bak-link replaces what has no `tries` yet: what has is ours.
+    fn note(&self, dump: &Dump, change: impl FnOnce(&mut bak_common::record::LinkNote)) -> Result<Option<Dump>> {
         let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
         let place = Outbox::place(&dump.vm);
-        let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
+        let Some(entry) = self.outbox.store.look(&place, &dump.stem)? else { return Ok(None) };
         let mut noted = entry.dump.clone();
         if let Some(note) = noted.link.get_mut(&self.dest.name) {
             change(note);
         }
         locked.annotate(&entry, &noted)?;
-        Ok(noted)
+        Ok(Some(noted))
     }
 
-    /// Sends one dump, or finds that it has arrived before. Its traffic is noted whatever happens.
-    fn one(&mut self, dump: &Dump, sum: &mut Wire) -> Result<Dump, Trouble> {
+    /// Sends one dump, or finds that it has arrived before; `None` if it left the outbox before anything was sent. Its
+    /// traffic is noted whatever happens.
+    fn one(&mut self, dump: &Dump, sum: &mut Wire) -> Result<Option<Dump>, Trouble> {
         if let Some(sent) = self.outbox.sent(dump)? {
             if !sent.same(dump) {
                 return Err(anyhow!("another dump was sent under its name").into());
             }
             self.unlink(dump)?;
-            return Ok(sent);
+            return Ok(Some(sent));
         }
         let begun = Instant::now();
-        self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?;
+        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?.is_none() {
+            return Ok(None);
+        }
         let at = self.session.clock();
         let id = format!("{}/{}", self.id, dump.id);
         let result = self.carry(dump, &id, begun);
@@ -348,7 +376,7 @@ impl Pass<'_> {
         let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
         self.unlink(dump)?;
         self.history.push(arrived.clone());
-        Ok(arrived)
+        Ok(Some(arrived))
     }
 
     /// What all attempts at this dump have cost, from the ledger.

@@ -121,6 +121,7 @@ mod tests {
                 rank: Some(rank),
                 staleness_s: None,
                 cost: None,
+                size: None,
                 remaining: None,
                 tries: None,
                 error: error.map(str::to_owned),

@@ -68,6 +68,7 @@ fn scene() -> (Kit, Sshd) {
         words.join(", ")
     );
     kit.write("bak.toml", config);
+    kit.write("root/srv/vms", "web sync\ndb-1 nosync\n");
     kit.sh("bak-sync --config bak.toml --init").clean();
     for db in ["", "--db root/var/lib/bak", "--db root/nas/bak"] {
         kit.sh(&format!(

@@ -12,6 +12,18 @@ pub fn id(vm: &str, on: i64) -> DumpId {
     DumpId::of(&GuestName::new(vm).unwrap(), day(on))
 }
 
+/// A dump in the store, which costs its size.
+pub fn local(vm: &str, on: i64, cost: u64) -> Local {
+    let (started, finished, size) = (day(on), day(on).plus(600), cost);
+    Local { id: id(vm, on), started, finished, size, cost, source: Source::Size, fault: None, selected: true }
+}
+
+/// The same dump, linked at `since`.
+pub fn pending(dump: &Local, since: Time) -> Pending {
+    let (id, started, size, expected) = (dump.id.clone(), dump.started, dump.size, dump.cost);
+    Pending { id, started, size, expected, cost: expected, since, rank: None, tries: 0, error: None, fault: None }
+}
+
 /// A guest without dumps.
 pub fn guest(vm: &str) -> Guest {
     let key = GuestKey { vm: GuestName::new(vm).unwrap(), kind: "qemu".into(), uid: None };
@@ -24,8 +36,7 @@ impl Guest {
     }
 
     pub fn dumped(mut self, on: i64, cost: u64) -> Self {
-        let (id, started, finished) = (id(self.vm(), on), day(on), day(on).plus(600));
-        self.local.push(Local { id, started, finished, cost, fault: None, selected: true });
+        self.local.push(local(self.vm(), on, cost));
         self
     }
 
@@ -35,8 +46,16 @@ impl Guest {
     }
 
     pub fn pending(mut self, on: i64, cost: u64) -> Self {
-        let (id, started) = (id(self.vm(), on), day(on));
-        self.pending.push(Pending { id, started, cost, tries: 0, error: None, fault: None });
+        let dump = local(self.vm(), on, cost);
+        self.pending.push(pending(&dump, day(on).plus(1800)));
+        self
+    }
+
+    /// Something of what is pending was sent.
+    pub fn begun(mut self) -> Self {
+        for dump in &mut self.pending {
+            dump.tries = 1;
+        }
         self
     }
 

@@ -24,7 +24,10 @@ impl Link for Kit {
 
     fn link_with(&self, args: &[&str], input: &str) -> Ran {
         let store = self.store();
-        let fixed = ["--store", store.to_str().unwrap(), "--dest", "box=/far", "--now", NOW];
+        let mut fixed = vec!["--store", store.to_str().unwrap(), "--dest", "box=/far"];
+        if !args.contains(&"--now") {
+            fixed.extend(["--now", NOW]);
+        }
         self.run_with("bak-link", fixed.iter().chain(args), input)
     }
 
