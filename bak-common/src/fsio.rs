@@ -34,10 +34,20 @@ pub fn open_dir(dir: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
 
 /// Opens the directory `name` in `dir`, made (0700) and flushed into `dir` if it was not there.
 pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
-    match open_dir(dir, name) {
+    let (made, is_new) = make_dir_unflushed(dir, name)?;
+    if is_new {
+        sync(dir)?;
+    }
+    Ok(made)
+}
+
+/// The same for whoever makes many before one flush of `dir`; also whether it was made.
+pub fn make_dir_unflushed(dir: BorrowedFd, name: &str) -> Result<(OwnedFd, bool)> {
+    let mut is_new = false;
+    let opened = match open_dir(dir, name) {
         Err(Errno::NOENT) => {
             match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-                Ok(()) => sync(dir)?,
+                Ok(()) => is_new = true,
                 Err(Errno::EXIST) => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("cannot make the directory {}", printable(name)));
@@ -46,8 +56,8 @@ pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
             open_dir(dir, name)
         }
         other => other,
-    }
-    .with_context(|| format!("cannot open the directory {}", printable(name)))
+    };
+    Ok((opened.with_context(|| format!("cannot open the directory {}", printable(name)))?, is_new))
 }
 
 /// Opens the directory at `place`, a path below `top`.
@@ -157,9 +167,10 @@ pub fn write_new(dir: BorrowedFd, name: &str, pieces: &[&[u8]]) -> Result<()> {
 }
 
 /// Makes `name`, which is not there yet, hold `bytes`. Not flushed: a crash may lose it.
-pub fn write_unflushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
-    let written = create(dir, name, OFlags::EXCL)?.write_all(bytes);
-    written.with_context(|| format!("cannot write {}", printable(name)))
+pub fn write_unflushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<File> {
+    let mut file = create(dir, name, OFlags::EXCL)?;
+    file.write_all(bytes).with_context(|| format!("cannot write {}", printable(name)))?;
+    Ok(file)
 }
 
 /// Makes sure that something is called `name`.

@@ -3,25 +3,28 @@
 //! Both happen under the lock of the outbox's store, so that two bak-links give one result, and what the plan saw pending
 //! still is when the first link is made. bak-sync notes in the history that a dump was sent before it takes the links
 //! away, so the outbox is read before the history: a dump on its way from one to the other is seen in both, never in
-//! neither. Dumps of the source store may vanish at any moment; [`Work::link`](bak_common::store::Work::link) finds out.
+//! neither. Dumps of the source store may vanish or change at any moment: what is linked is read once more, and
+//! [`Locked::link`] looks at what it has linked. What can't be linked is copied afterwards, if that was asked for, and
+//! without that lock: see [`crate::copy`].
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::{SKEW_S, Time};
 use bak_common::ledger::Ledger;
-use bak_common::name::DumpId;
+use bak_common::name::{DumpId, Stem};
 use bak_common::outbox::{self, History, Outbox};
 use bak_common::record::{Dump, LinkNote};
 use bak_common::report::Kind;
-use bak_common::store::{Entry, Listing, Locked, Store};
+use bak_common::store::{Entry, Inode, Listing, Locked, NoLink, Store, Unreadable, Wanted};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::budget::{Cap, Left, period_start};
-use crate::facts::{Sources, gather};
-use crate::plan::{Decision, Facts, Options, Plan, plan};
+use crate::copy;
+use crate::facts::{Each, Sources, gather};
+use crate::plan::{Decision, Facts, Item, Options, Plan, plan};
 
 /// What is the same for all destinations of a run.
 pub struct Run<'a> {
@@ -30,14 +33,20 @@ pub struct Run<'a> {
     pub force: bool,
     pub oversize: bool,
     pub overdraft: bool,
+    /// Copy what can't be linked, whatever the configuration says.
+    pub copy: bool,
     pub selected: &'a dyn Fn(&Dump) -> bool,
+    /// Dumps that standard input names: they are shown whatever is decided.
+    pub asked: &'a HashSet<DumpId>,
     /// Sidecars of the store that were reported: once is enough for all destinations.
     pub reported: RefCell<HashSet<String>>,
 }
 
 /// What was decided for one dump, and what came of it.
 pub struct Decided {
-    pub dump: Dump,
+    pub id: DumpId,
+    /// As it is on disk; absent if it vanished meanwhile, which was reported.
+    pub dump: Option<Box<Dump>>,
     pub decision: Decision,
     pub note: LinkNote,
     /// Why it could not be linked, which was reported.
@@ -46,7 +55,10 @@ pub struct Decided {
 
 /// What became of one destination.
 pub struct Outcome {
+    /// What is to be shown, or was asked for by standard input: nobody can keep a hundred thousand.
     pub decided: Vec<Decided>,
+    /// How many are over the limit.
+    pub over: usize,
     pub left: Vec<Left>,
 }
 
@@ -54,13 +66,16 @@ pub struct Outcome {
 pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
     let session = run.session;
     let outbox = open(run, dest)?;
+    // Else two that copy would each plan without what the other is just making.
+    let _copying = match &outbox {
+        Some(outbox) if copies(run, dest) && !session.dry_run => Some(copy::lock(session, outbox)?),
+        _ => None,
+    };
     let locked = match &outbox {
         Some(outbox) if !session.dry_run => Some(outbox.store.lock(session.wait, &session.report)?),
         _ => None,
     };
     let now = session.clock();
-    let store = run.store.list();
-    report_store(run, &store);
     let (pending, history) = match &outbox {
         Some(outbox) => (outbox.store.list(), outbox.history()?),
         None => (Listing::default(), History::default()),
@@ -73,9 +88,19 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
         }
     }
     let effective = |dump: &Dump| session.config.effective(dump);
+    let spots = RefCell::new(Spots::default());
+    let each = |on: &mut Each| {
+        run.store.visit(&mut |seen| match seen {
+            Ok(entry) => {
+                spots.borrow_mut().add(&entry);
+                on(&entry);
+            }
+            Err(bad) => report_unreadable(run, &bad),
+        });
+    };
     let sources = Sources {
         dest: &dest.name,
-        store: &store,
+        store: &each,
         outbox: &pending,
         history: &history.dumps,
         effective: &effective,
@@ -91,60 +116,166 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
         overdraft: run.overdraft || dest.overdraft,
     };
     let plan = plan(&facts, &options);
-    let found = Found { store: by_id(&store), outbox: by_id(&pending) };
-    Ok(carry_out(run, dest, locked.as_ref(), plan, &found, now))
+    drop((facts, history));
+    let pending = pending.dumps.iter().chain(pending.good()).map(|entry| (&entry.dump.id, entry)).collect();
+    let destined = Destined { run, dest, outbox: outbox.as_ref(), spots: spots.into_inner(), pending, now };
+    Ok(destined.carry_out(locked, plan))
 }
 
-/// What the listings hold, by id; where a dump lies twice, its good copy.
-struct Found<'a> {
-    store: HashMap<&'a DumpId, &'a Entry>,
-    outbox: HashMap<&'a DumpId, &'a Entry>,
+/// Whether what can't be linked is copied.
+fn copies(run: &Run, dest: &Destination) -> bool {
+    run.copy || dest.copy
 }
 
-fn by_id(listing: &Listing) -> HashMap<&DumpId, &Entry> {
-    listing.dumps.iter().chain(listing.good()).map(|entry| (&entry.dump.id, entry)).collect()
+/// Where a dump of the store lies, and what its files were when the plan was made.
+pub struct Spot {
+    place: String,
+    stem: Stem,
+    bytes: u64,
+    inodes: Vec<Inode>,
+    good: bool,
 }
 
-/// Links what the plan says, in its order; without a lock (a dry run) only says so.
-fn carry_out(run: &Run, dest: &Destination, locked: Option<&Locked>, plan: Plan, found: &Found, now: Time) -> Outcome {
-    let mut decided = Vec::new();
-    for item in &plan.items {
-        // Every item of the plan stands for a dump of one of the listings that it was made from.
-        let Some(entry) = found.store.get(&item.id).or_else(|| found.outbox.get(&item.id)) else { continue };
-        let note = item.note(now);
-        let failed = match (item.decision, locked) {
-            (Decision::Linked, Some(locked)) => link(run.store, locked, dest, entry, &note).err(),
-            _ if item.stuck => Some(anyhow!("{}", item.why)),
-            _ => None,
-        };
-        if let Some(error) = &failed {
-            run.session.report.fail(item.id.as_str(), error);
+/// The dumps of the store; where one lies twice, its good copy.
+#[derive(Default)]
+struct Spots(HashMap<DumpId, Spot>);
+
+impl Spots {
+    fn add(&mut self, entry: &Entry) {
+        let good = entry.is_good();
+        if self.0.get(&entry.dump.id).is_some_and(|known| known.good || !good) {
+            return;
         }
-        let failed = failed.map(|error| format!("{error:#}"));
-        let mut dump = entry.dump.bare();
-        dump.dir.clone_from(&entry.dump.dir);
-        decided.push(Decided { dump, decision: item.decision, note, failed });
+        let (place, stem, inodes) = (entry.place.clone(), entry.dump.stem.clone(), entry.inodes.clone());
+        self.0.insert(entry.dump.id.clone(), Spot { place, stem, bytes: entry.dump.bytes, inodes, good });
     }
-    Outcome { decided, left: plan.left }
 }
 
-fn link(store: &Store, locked: &Locked, dest: &Destination, entry: &Entry, note: &LinkNote) -> Result<()> {
-    let mut dump = entry.dump.bare();
-    dump.link.insert(dest.name.clone(), note.clone());
-    let linked = locked.begin(&dump.stem, &Outbox::place(&dump.vm)).and_then(|work| {
-        work.link(store, entry)?;
-        locked.publish(work, &dump)
-    });
-    linked.map(|_| ()).with_context(|| format!("cannot link it into {}", dest.outbox.display()))
+/// The dump as it is now, which must be as it was when the plan was made.
+pub fn unchanged(store: &Store, id: &DumpId, spot: &Spot) -> Result<Entry> {
+    let entry = store.look(&spot.place, &spot.stem)?.context("it was removed meanwhile")?;
+    if let Some(fault) = &entry.fault {
+        bail!("{fault}");
+    }
+    let same = entry.dump.id == *id && entry.dump.bytes == spot.bytes && entry.inodes == spot.inodes;
+    ensure!(same, "it was replaced meanwhile; the next run takes it as it is now");
+    Ok(entry)
 }
 
-/// Opens the outbox, made if it is not there; a dry run makes nothing. Refused if hard links cannot be made into it.
+/// A plan's destination, and what the plan was made from.
+struct Destined<'a> {
+    run: &'a Run<'a>,
+    dest: &'a Destination,
+    outbox: Option<&'a Outbox>,
+    spots: Spots,
+    pending: HashMap<&'a DumpId, &'a Entry>,
+    now: Time,
+}
+
+/// What came of linking: the dumps, or why not.
+type Linked<'i> = HashMap<&'i DumpId, Result<Box<Dump>>>;
+
+impl Destined<'_> {
+    /// Links what the plan says, in its order; without a lock (a dry run) only says so.
+    fn carry_out(&self, locked: Option<Locked>, plan: Plan) -> Outcome {
+        let mut linked = match (locked, self.outbox) {
+            (Some(locked), Some(outbox)) => self.link(locked, outbox, &plan),
+            _ => Linked::new(),
+        };
+        let mut decided = Vec::new();
+        for item in &plan.items {
+            let (dump, error) = match linked.remove(&item.id) {
+                Some(Ok(dump)) => (Some(dump), None),
+                Some(Err(error)) => (None, Some(error)),
+                None => (None, item.stuck.then(|| anyhow!("{}", item.why))),
+            };
+            if let Some(error) = &error {
+                self.run.session.report.fail(item.id.as_str(), error);
+            }
+            let shown = item.decision == Decision::Linked || self.run.session.explain;
+            if !shown && error.is_none() && !self.run.asked.contains(&item.id) {
+                continue;
+            }
+            let dump = dump.or_else(|| self.read(item));
+            let failed = error.map(|error| format!("{error:#}"));
+            decided.push(Decided {
+                id: item.id.clone(),
+                dump,
+                decision: item.decision,
+                note: item.note(self.now),
+                failed,
+            });
+        }
+        let over = plan.items.iter().filter(|item| item.decision == Decision::OverLimit).count();
+        Outcome { decided, over, left: plan.left }
+    }
+
+    /// Links what the plan says, and copies what can't be linked if that was asked for.
+    fn link<'i>(&self, locked: Locked, outbox: &Outbox, plan: &'i Plan) -> Linked<'i> {
+        let items: Vec<&Item> = plan.items.iter().filter(|item| item.decision == Decision::Linked).collect();
+        let (mut linked, mut copied) = (Linked::new(), Vec::new());
+        // So many sidecars are kept at a time.
+        for items in items.chunks(256) {
+            let (mut ids, mut wanted) = (Vec::new(), Vec::new());
+            for item in items {
+                match self.wanted(item) {
+                    Ok(one) => {
+                        ids.push(&item.id);
+                        wanted.push(one);
+                    }
+                    Err(error) => _ = linked.insert(&item.id, Err(error)),
+                }
+            }
+            let results = locked.link(self.run.store, &wanted);
+            for ((id, one), result) in ids.into_iter().zip(wanted).zip(results) {
+                match result {
+                    Err(error) if error.is::<NoLink>() && copies(self.run, self.dest) => copied.push((id, one)),
+                    result => _ = linked.insert(id, result.map(|()| bare(one.entry))),
+                }
+            }
+        }
+        drop(locked);
+        for (id, one) in copied {
+            let result = copy::copy(self.run, outbox, &one).context("cannot copy it");
+            linked.insert(id, result.map(|()| bare(one.entry)));
+        }
+        let into = |result: Result<Box<Dump>>| {
+            result.with_context(|| format!("cannot put it into the outbox {}", self.dest.outbox.display()))
+        };
+        linked.into_iter().map(|(id, result)| (id, into(result))).collect()
+    }
+
+    fn wanted(&self, item: &Item) -> Result<Wanted> {
+        let spot = self.spots.0.get(&item.id).context("it is not in the store")?;
+        let entry = unchanged(self.run.store, &item.id, spot)?;
+        let mut dump = entry.dump.bare();
+        dump.link.insert(self.dest.name.clone(), item.note(self.now));
+        Ok(Wanted { entry, dump })
+    }
+
+    /// The dump as it is on disk.
+    fn read(&self, item: &Item) -> Option<Box<Dump>> {
+        let spot = self.spots.0.get(&item.id);
+        let here = spot.and_then(|spot| self.run.store.look(&spot.place, &spot.stem).ok().flatten());
+        here.or_else(|| self.pending.get(&item.id).map(|entry| (*entry).clone())).map(bare)
+    }
+}
+
+/// The dump as it is shown: without the notes of other places.
+fn bare(entry: Entry) -> Box<Dump> {
+    let mut dump = Box::new(entry.dump.bare());
+    dump.dir = entry.dump.dir;
+    dump
+}
+
+/// Opens the outbox, made if it is not there; a dry run makes nothing. Refused if hard links cannot be made into it and
+/// nobody asked for copies.
 fn open(run: &Run, dest: &Destination) -> Result<Option<Outbox>> {
     let ledger = dest.ledger.as_deref();
     let elsewhere = || {
         Kind::Refused.says(format!(
             "the outbox {} and the store {} are on different file systems, so that hard links cannot be made: name an \
-             outbox on the store's file system by --outbox or in the configuration",
+             outbox on the store's file system by --outbox or in the configuration, or have the dumps copied by --copy",
             dest.outbox.display(),
             run.store.path().display()
         ))
@@ -154,7 +285,8 @@ fn open(run: &Run, dest: &Destination) -> Result<Option<Outbox>> {
         // Asked of its parent first, so that nothing is left over there.
         let parent = dest.outbox.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let device = |path: &Path| path.metadata().ok().map(|meta| meta.dev());
-        if device(parent).is_some_and(|there| device(run.store.path()).is_some_and(|here| here != there)) {
+        let apart = device(parent).is_some_and(|there| device(run.store.path()).is_some_and(|here| here != there));
+        if apart && !copies(run, dest) {
             return Err(elsewhere());
         }
         if run.session.dry_run {
@@ -166,7 +298,7 @@ fn open(run: &Run, dest: &Destination) -> Result<Option<Outbox>> {
     } else {
         Outbox::create(&dest.outbox, &dest.name, ledger)?
     };
-    if !run.store.same_file_system(&outbox.store)? {
+    if !copies(run, dest) && !run.store.same_file_system(&outbox.store)? {
         return Err(elsewhere());
     }
     Ok(Some(outbox))
@@ -189,11 +321,9 @@ fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>, now: T
     Ok((dest.limits.iter().map(cap).collect(), ledger.passes.iter().map(|pass| pass.at).collect()))
 }
 
-fn report_store(run: &Run, store: &Listing) {
-    for bad in &store.unreadable {
-        let path = run.store.path().join(bad.path()).display().to_string();
-        if run.reported.borrow_mut().insert(path.clone()) {
-            run.session.report.fail(&path, &anyhow!("{:#}", bad.error));
-        }
+fn report_unreadable(run: &Run, bad: &Unreadable) {
+    let path = run.store.path().join(bad.path()).display().to_string();
+    if run.reported.borrow_mut().insert(path.clone()) {
+        run.session.report.fail(&path, &anyhow!("{:#}", bad.error));
     }
 }

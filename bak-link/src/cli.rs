@@ -57,6 +57,9 @@ struct Args {
     /// Charge such a dump in full, as bak-sync --overdraft carries it at once
     #[arg(long)]
     overdraft: bool,
+    /// Copy dumps that can't be hard-linked, as into an outbox on another file system
+    #[arg(long)]
+    copy: bool,
     /// What a dump is expected to cost
     #[arg(long, value_name = "HOW", default_value = "size")]
     cost: Cost,
@@ -130,17 +133,20 @@ impl Args {
 
     fn selection(&self, input: &[Record]) -> Result<Selection> {
         let names: Vec<String> = self.only.iter().filter(|text| *text != "-").cloned().collect();
-        let id = |record: &Record| match record {
-            Record::Dump(dump) => Some(dump.id.clone()),
-            Record::Guest(_) => None,
-        };
         let named = if names.is_empty() { None } else { Some(Selector::new(&names, Filter::default(), false)?) };
-        let piped = self.only_input().then(|| input.iter().filter_map(id).collect());
+        let piped = self.only_input().then(|| input.iter().filter_map(dump_id).collect());
         Ok(Selection { named, filter: self.picks.selector(&[])?.0, piped })
     }
 
     fn only_input(&self) -> bool {
         self.only.iter().any(|text| text == "-")
+    }
+}
+
+fn dump_id(record: &Record) -> Option<DumpId> {
+    match record {
+        Record::Dump(dump) => Some(dump.id.clone()),
+        Record::Guest(_) => None,
     }
 }
 
@@ -167,13 +173,16 @@ pub fn run() -> Result<u8> {
     let input = if reads { read_all(&session.report, session.dry_run)? } else { Vec::new() };
     let selection = args.selection(&input)?;
     let selected = |dump: &Dump| selection.holds(dump);
+    let asked: HashSet<DumpId> = input.iter().filter_map(dump_id).collect();
     let run = Run {
         session: &session,
         store: &store,
         force: args.force,
         oversize: args.oversize == Oversize::First,
         overdraft: args.overdraft,
+        copy: args.copy,
         selected: &selected,
+        asked: &asked,
         reported: RefCell::default(),
     };
     let outcomes = all(&run, &dests);

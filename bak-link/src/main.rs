@@ -3,9 +3,11 @@
 mod apply;
 mod budget;
 mod cli;
+mod copy;
 mod facts;
 mod output;
 mod plan;
+mod progress;
 
 use std::process::ExitCode;
 
