@@ -34,30 +34,25 @@ pub fn open_dir(dir: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
 
 /// Opens the directory `name` in `dir`, made (0700) and flushed into `dir` if it was not there.
 pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
-    let (made, is_new) = make_dir_unflushed(dir, name)?;
-    if is_new {
-        sync(dir)?;
-    }
-    Ok(made)
-}
-
-/// The same for whoever makes many before one flush of `dir`; also whether it was made.
-pub fn make_dir_unflushed(dir: BorrowedFd, name: &str) -> Result<(OwnedFd, bool)> {
-    let mut is_new = false;
-    let opened = match open_dir(dir, name) {
+    match open_dir(dir, name) {
         Err(Errno::NOENT) => {
-            match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-                Ok(()) => is_new = true,
-                Err(Errno::EXIST) => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot make the directory {}", printable(name)));
-                }
+            if make_dir_unflushed(dir, name)? {
+                sync(dir)?;
             }
             open_dir(dir, name)
         }
         other => other,
-    };
-    Ok((opened.with_context(|| format!("cannot open the directory {}", printable(name)))?, is_new))
+    }
+    .with_context(|| format!("cannot open the directory {}", printable(name)))
+}
+
+/// Makes the directory `name` (0700) in `dir`; whether it was not there before.
+pub fn make_dir_unflushed(dir: BorrowedFd, name: &str) -> Result<bool> {
+    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot make the directory {}", printable(name))),
+    }
 }
 
 /// Opens the directory at `place`, a path below `top`.

@@ -262,9 +262,10 @@ impl Destined<'_> {
 }
 
 /// The dump as it is shown: without the notes of other places.
-fn bare(entry: Entry) -> Box<Dump> {
-    let mut dump = Box::new(entry.dump.bare());
-    dump.dir = entry.dump.dir;
+fn bare(mut entry: Entry) -> Box<Dump> {
+    let dir = entry.dump.dir.take();
+    let mut dump = Box::new(entry.dump.into_bare());
+    dump.dir = dir;
     dump
 }
 

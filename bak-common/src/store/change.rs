@@ -308,35 +308,48 @@ fn remove_files(dir: BorrowedFd, dropped: BorrowedFd, stem: &Stem) -> Result<()>
 fn finish_add(top: BorrowedFd, base: BorrowedFd, work: BorrowedFd, stem: &Stem, place: &str) -> Result<()> {
     let Some(text) = fsio::read_file(work, &stem.sidecar(), SIDECAR_MAX)? else { bail!("the sidecar has vanished") };
     let dump = Dump::from_sidecar(stem, &text)?;
-    put_in_place(top, work, &[(&dump, place.to_owned())]).into_iter().collect::<Result<()>>()?;
+    put_in_place(work, vec![Placing::of(top, work, &dump, place)?]).into_iter().collect::<Result<()>>()?;
     discard(base, stem.as_str())
 }
 
-/// Moves decided dumps from `work` to their places, each step for all of them before the next, so that flushes can share
-/// what they cost. One result each, in order. Idempotent.
-pub(super) fn put_in_place(top: BorrowedFd, work: BorrowedFd, dumps: &[(&Dump, String)]) -> Vec<Result<()>> {
-    let files = |dump: &Dump, place: &str| -> Result<OwnedFd> {
-        let target = fsio::make_place(top, place)?;
-        for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(work, dump)?) {
-            fsio::move_file(work, target.as_fd(), &name)?;
+/// A decided dump in a work directory, and where it goes.
+pub(super) struct Placing<'a> {
+    pub dump: &'a Dump,
+    pub target: OwnedFd,
+    pub companions: Vec<String>,
+}
+
+impl<'a> Placing<'a> {
+    pub fn of(top: BorrowedFd, work: BorrowedFd, dump: &'a Dump, place: &str) -> Result<Self> {
+        Ok(Self { dump, target: fsio::make_place(top, place)?, companions: companions(work, dump)? })
+    }
+
+    fn move_files(&self, work: BorrowedFd) -> Result<()> {
+        for name in self.dump.files.iter().map(|file| &file.name).chain(&self.companions) {
+            fsio::move_file(work, self.target.as_fd(), name)?;
         }
-        complete(target.as_fd(), dump)?;
-        Ok(target)
+        complete(self.target.as_fd(), self.dump)
+    }
+
+    fn move_sidecar(&self, work: BorrowedFd) -> Result<()> {
+        fsio::move_file(work, self.target.as_fd(), &self.dump.stem.sidecar())
+    }
+}
+
+/// Moves decided dumps from `work` to their places: files, flush, sidecars, flush, each for all of them before the next,
+/// so that flushes share what they cost. One result each, in order. Idempotent.
+pub(super) fn put_in_place(work: BorrowedFd, dumps: Vec<Placing>) -> Vec<Result<()>> {
+    let mut results: Vec<Result<()>> = dumps.iter().map(|_| Ok(())).collect();
+    let mut step = |step: &dyn Fn(&Placing) -> Result<()>| {
+        for (one, result) in dumps.iter().zip(&mut results).filter(|(_, result)| result.is_ok()) {
+            *result = step(one);
+        }
     };
-    let targets: Vec<Result<OwnedFd>> = dumps.iter().map(|(dump, place)| files(dump, place)).collect();
-    let flushed = targets.into_iter().map(|target| {
-        let target = target?;
-        fsio::sync(target.as_fd())?;
-        Ok(target)
-    });
-    let flushed: Vec<Result<OwnedFd>> = flushed.collect();
-    let moved = dumps.iter().zip(flushed).map(|((dump, _), target)| {
-        let target = target?;
-        fsio::move_file(work, target.as_fd(), &dump.stem.sidecar())?;
-        Ok(target)
-    });
-    let moved: Vec<Result<OwnedFd>> = moved.collect();
-    moved.into_iter().map(|target| fsio::sync(target?.as_fd())).collect()
+    step(&|one| one.move_files(work));
+    step(&|one| fsio::sync(one.target.as_fd()));
+    step(&|one| one.move_sidecar(work));
+    step(&|one| fsio::sync(one.target.as_fd()));
+    results
 }
 
 /// Removes a work directory: its sidecar first, its lock last, so that whoever comes in between sees what it is.

@@ -10,14 +10,14 @@
 //! sidecars of all, flushed. Each dump goes to the directory of its guest, which is how recovery knows where.
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::change::{DROP, Locked, WORK, Work, discard, put_in_place};
+use super::change::{DROP, Locked, Placing, WORK, Work, discard, put_in_place};
 use super::{Entry, SIDECAR_MAX, Store, companions};
 use crate::fsio;
 use crate::name::{Stem, printable};
@@ -53,10 +53,10 @@ impl Locked<'_> {
     fn link_batch(&self, from: &Store, batch: &[Wanted]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
         let put = self.decide(from, batch, &mut results).and_then(|decided| {
-            let Some((base, dir, name)) = decided else { return Ok(()) };
-            let (at, dumps): (Vec<_>, Vec<_>) = batch.iter().enumerate().filter(|(at, _)| results[*at].is_ok()).unzip();
-            let dumps: Vec<_> = dumps.into_iter().map(|one| (&one.dump, place(&one.dump))).collect();
-            let put = put_in_place(self.store.top(), dir.as_fd(), &dumps);
+            let Some(Decided { base, dir, name, placings }) = decided else { return Ok(()) };
+            let at = results.iter().enumerate().filter(|(_, result)| result.is_ok());
+            let at: Vec<usize> = at.map(|(at, _)| at).collect();
+            let put = put_in_place(dir.as_fd(), placings);
             let all = put.iter().all(Result::is_ok);
             for (at, put) in at.into_iter().zip(put) {
                 results[at] = put.context("it is complete but not in its place; the next run will try again");
@@ -73,21 +73,21 @@ impl Locked<'_> {
 
     /// Makes all that is wanted, up to the decision; `None` if nothing could be made. Failures of single dumps go to
     /// `results`.
-    fn decide(
-        &self,
-        from: &Store,
-        batch: &[Wanted],
-        results: &mut [Result<()>],
-    ) -> Result<Option<(OwnedFd, OwnedFd, String)>> {
+    fn decide<'a>(&self, from: &Store, batch: &'a [Wanted], results: &mut [Result<()>]) -> Result<Option<Decided<'a>>> {
         let base = fsio::make_dir(self.bak.as_fd(), WORK)?;
         let drop = fsio::make_dir(self.bak.as_fd(), DROP)?;
         discard(base.as_fd(), ADDING)?;
-        let (dir, _) = fsio::make_dir_unflushed(base.as_fd(), ADDING)?;
-        let made = self.make(from, batch, results, &Dirs { base: &base, drop: &drop, dir: &dir });
-        if !matches!(made, Ok(true)) {
-            discard(base.as_fd(), ADDING)?;
-            return made.map(|_| None);
-        }
+        fsio::make_dir_unflushed(base.as_fd(), ADDING)?;
+        let dir = fsio::open_dir(base.as_fd(), ADDING).context("cannot open a work directory")?;
+        let others = fsio::names(base.as_fd()).context("cannot list the work directories")?;
+        let others = others.into_iter().map(|(name, _)| name).collect();
+        let placings = match self.make(from, batch, results, &Dirs { others, drop: &drop, dir: &dir }) {
+            Ok(placings) if !placings.is_empty() => placings,
+            made => {
+                discard(base.as_fd(), ADDING)?;
+                return made.map(|_| None);
+            }
+        };
         let name = free_name(base.as_fd())?;
         let decided = rustix::fs::renameat(&base, ADDING, &base, name.as_str()).context("cannot decide it");
         if let Err(error) = decided.and_then(|()| fsio::sync(base.as_fd())) {
@@ -96,11 +96,17 @@ impl Locked<'_> {
             discard(base.as_fd(), ADDING)?;
             return Err(error);
         }
-        Ok(Some((base, dir, name)))
+        Ok(Some(Decided { base, dir, name, placings }))
     }
 
-    /// Everything but the decision, flushed; whether there is anything to decide.
-    fn make(&self, from: &Store, batch: &[Wanted], results: &mut [Result<()>], dirs: &Dirs) -> Result<bool> {
+    /// Everything but the decision, flushed; what there is to decide.
+    fn make<'a>(
+        &self,
+        from: &Store,
+        batch: &'a [Wanted],
+        results: &mut [Result<()>],
+        dirs: &Dirs,
+    ) -> Result<Vec<Placing<'a>>> {
         let mut sidecars = Vec::new();
         let mut stems = HashSet::new();
         for (one, result) in batch.iter().zip(results.iter_mut()) {
@@ -114,45 +120,50 @@ impl Locked<'_> {
             sidecars.push(keep(made, result, dirs, one)?);
         }
         // All are written out before the first is waited for.
-        for sidecar in sidecars.iter().flatten() {
+        for (sidecar, _) in sidecars.iter().flatten() {
             let _ = rustix::fs::fadvise(sidecar, 0, None, rustix::fs::Advice::DontNeed);
         }
-        let mut any = false;
+        let mut placings = Vec::new();
         for ((one, result), sidecar) in batch.iter().zip(results.iter_mut()).zip(sidecars) {
-            if let Some(sidecar) = sidecar {
-                any |= keep(fsio::sync(sidecar.as_fd()), result, dirs, one)?.is_some();
+            if let Some((sidecar, placing)) = sidecar
+                && keep(fsio::sync(sidecar.as_fd()), result, dirs, one)?.is_some()
+            {
+                placings.push(placing);
             }
         }
-        if any {
+        if !placings.is_empty() {
             for dir in [self.store.top(), dirs.drop.as_fd(), dirs.dir.as_fd()] {
                 fsio::sync(dir)?;
             }
         }
-        Ok(any)
+        Ok(placings)
     }
 
     /// Links one dump's files and writes its sidecar, which is returned, not flushed.
-    fn make_one(&self, from: &Store, one: &Wanted, dirs: &Dirs) -> Result<File> {
+    fn make_one<'a>(&self, from: &Store, one: &'a Wanted, dirs: &Dirs) -> Result<(File, Placing<'a>)> {
         let (entry, dump) = (&one.entry, &one.dump);
         ensure!(entry.dump.same(dump), "{} is not {}", dump.id, entry.dump.id);
-        if fsio::stat(dirs.base.as_fd(), dump.stem.as_str())?.is_some() {
+        if dirs.others.contains(dump.stem.as_str()) {
             return Err(Kind::Locked.says(format!("{} is being made already", dump.stem)));
         }
-        link_files(from, entry, dirs.dir.as_fd())?;
+        let companions = link_files(from, entry, dirs.dir.as_fd())?;
         let place = place(dump);
-        let (target, _) = fsio::make_dir_unflushed(self.store.top(), &place)?;
-        for name in dump.files.iter().map(|file| file.name.as_str()).chain([dump.stem.sidecar().as_str()]) {
+        let is_new = fsio::make_dir_unflushed(self.store.top(), &place)?;
+        let target = fsio::open_place(self.store.top(), &place)?;
+        let names = dump.files.iter().map(|file| file.name.clone()).chain([dump.stem.sidecar()]);
+        for name in names.chain(companions.clone()).filter(|_| !is_new) {
             ensure!(
-                fsio::stat(target.as_fd(), name)?.is_none(),
+                fsio::stat(target.as_fd(), &name)?.is_none(),
                 "{} is there already: nothing is overwritten; move that file away",
-                printable(name)
+                printable(&name)
             );
         }
         // As for any dump: removing must not need room.
         fsio::make_dir_unflushed(dirs.drop.as_fd(), &place)?;
         let text = dump.to_sidecar();
         Dump::from_sidecar(&dump.stem, &text).context("its sidecar could not be read back")?;
-        fsio::write_unflushed(dirs.dir.as_fd(), &dump.stem.sidecar(), &text)
+        let sidecar = fsio::write_unflushed(dirs.dir.as_fd(), &dump.stem.sidecar(), &text)?;
+        Ok((sidecar, Placing { dump, target, companions }))
     }
 
     /// Puts dumps that were decided together in their places, and clears their work directory away once all are there.
@@ -164,8 +175,9 @@ impl Locked<'_> {
             let Some(text) = fsio::read_file(dir.as_fd(), &file, SIDECAR_MAX)? else { continue };
             dumps.push(Dump::from_sidecar(&stem, &text).with_context(|| format!("cannot read {}", printable(&file)))?);
         }
-        let placed: Vec<_> = dumps.iter().map(|dump| (dump, place(dump))).collect();
-        for ((dump, _), result) in placed.iter().zip(put_in_place(self.store.top(), dir.as_fd(), &placed)) {
+        let placing = |dump| Placing::of(self.store.top(), dir.as_fd(), dump, &place(dump));
+        let placings = dumps.iter().map(placing).collect::<Result<Vec<_>>>()?;
+        for (dump, result) in dumps.iter().zip(put_in_place(dir.as_fd(), placings)) {
             result.with_context(|| format!("{} is complete but not in its place", dump.id))?;
         }
         discard(base, name)
@@ -174,9 +186,18 @@ impl Locked<'_> {
 
 /// The directories in which dumps are added together.
 struct Dirs<'a> {
-    base: &'a OwnedFd,
+    /// Names of other work directories.
+    others: HashSet<String>,
     drop: &'a OwnedFd,
     dir: &'a OwnedFd,
+}
+
+/// Dumps that were decided together, in their work directory.
+struct Decided<'a> {
+    base: OwnedFd,
+    dir: OwnedFd,
+    name: String,
+    placings: Vec<Placing<'a>>,
 }
 
 fn place(dump: &Dump) -> String {
@@ -214,31 +235,32 @@ impl Work {
     /// Hard-links all files and companions of `entry`, a dump of another store on the same file system, and makes sure
     /// that what was linked is what was chosen: it may have been replaced since it was read.
     pub fn link(&self, from: &Store, entry: &Entry) -> Result<()> {
-        link_files(from, entry, self.dir.as_fd())
+        link_files(from, entry, self.dir.as_fd()).map(drop)
     }
 }
 
-/// Links the files and companions of a dump into `dir`. The links, not the names they were made of, are looked at.
-fn link_files(from: &Store, entry: &Entry, dir: BorrowedFd) -> Result<()> {
+/// Links the files and companions of a dump into `dir`; the names of these. The links, not the names they were made of,
+/// are looked at.
+fn link_files(from: &Store, entry: &Entry, dir: BorrowedFd) -> Result<Vec<String>> {
     let source = fsio::open_place(from.top(), &entry.place)?;
     let source = source.as_fd();
     if entry.inodes.len() < entry.dump.files.len() {
         bail!("{}", entry.fault.as_deref().unwrap_or("its files could not be looked at"));
     }
     for (file, inode) in entry.dump.files.iter().zip(&entry.inodes) {
-        link_file(source, dir, &file.name, *inode)?;
-        let Some(linked) = fsio::stat(dir, &file.name)? else { bail!("the link {} has vanished", file.name) };
+        let linked = link_file(source, dir, &file.name, *inode)?;
         ensure!(linked.st_size as u64 == file.bytes, "its file {} changed meanwhile", file.name);
     }
-    for name in companions(source, &entry.dump)? {
-        let Some(there) = fsio::stat(source, &name)? else { continue };
-        link_file(source, dir, &name, (there.st_dev, there.st_ino))?;
+    let companions = companions(source, &entry.dump)?;
+    for name in &companions {
+        let Some(there) = fsio::stat(source, name)? else { bail!("{name} has vanished") };
+        link_file(source, dir, name, (there.st_dev, there.st_ino))?;
     }
-    Ok(())
+    Ok(companions)
 }
 
 /// Links one file, which must be this inode.
-fn link_file(source: BorrowedFd, dir: BorrowedFd, name: &str, inode: super::Inode) -> Result<()> {
+fn link_file(source: BorrowedFd, dir: BorrowedFd, name: &str, inode: super::Inode) -> Result<Stat> {
     let linked = rustix::io::retry_on_intr(|| rustix::fs::linkat(source, name, dir, name, AtFlags::empty()));
     // NFS may say "exists" of a link that it has just made itself; the look below tells.
     if let Err(error) = linked
@@ -251,7 +273,7 @@ fn link_file(source: BorrowedFd, dir: BorrowedFd, name: &str, inode: super::Inod
         bail!("its file {name} {why}");
     }
     ensure!((there.st_dev, there.st_ino) == inode, "its file {name} was replaced meanwhile");
-    Ok(())
+    Ok(there)
 }
 
 /// No hard link can be made, but perhaps a copy.
