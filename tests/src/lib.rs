@@ -36,6 +36,15 @@ pub struct Ran {
 }
 
 impl Ran {
+    pub fn of(output: std::process::Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        Self {
+            status: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap()),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     #[track_caller]
     pub fn expect(self, status: i32) -> Self {
         assert_eq!(self.status, status, "stdout: {}\nstderr: {}", self.out, self.err);
@@ -140,18 +149,13 @@ impl Kit {
 
 /// Runs a command to its end with `input` on its standard input.
 pub fn finish(mut command: Command, input: &str) -> Ran {
-    use std::os::unix::process::ExitStatusExt;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     let feeder = std::thread::spawn(move || _ = stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().unwrap();
     feeder.join().unwrap();
-    Ran {
-        status: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap()),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
+    Ran::of(output)
 }
 
 /// `2026-11-20T01:00:02Z` as ids have it.

@@ -10,6 +10,8 @@ pub fn day(day: u32) -> String {
     format!("2026-11-{day:02}T02:00:00Z")
 }
 
+// Not every test needs all of this.
+#[allow(dead_code)]
 pub trait Link {
     fn link(&self, args: &[&str]) -> Ran;
     fn link_with(&self, args: &[&str], input: &str) -> Ran;
