@@ -140,6 +140,34 @@ fn dumps_that_change_after_they_were_planned() {
     }
 }
 
+/// A newer dump arrives, and bak-prune takes the planned one away: before it is looked at again, or just before its file
+/// is linked. A file that has a link already stays whole there, whatever happens to its name.
+#[test]
+fn a_dump_that_is_pruned_meanwhile() {
+    let opened = |call: &str| call.contains(SIDECAR) && call.contains("O_RDONLY");
+    let looks = std::cell::Cell::new(0);
+    let second = before(|call| {
+        looks.set(looks.get() + usize::from(opened(call)));
+        looks.get() == 2
+    });
+    let link = before(|call| call.starts_with("linkat("));
+    let linked = before(|call| call.starts_with("linkat(") && call.contains("zoo"));
+    for (at, why) in [(second, Some("it was removed meanwhile")), (link, Some("is missing")), (linked, None)] {
+        let kit = scene();
+        let ran = stopped(&kit, &at, || {
+            kit.dump("web", &day(20), 100);
+            let args = ["store", "--all", "--keep-last", "1", "--now", NOW];
+            assert_eq!(kit.run("bak-prune", args).clean().column("id"), ["web@20261119T020000Z"]);
+        });
+        match why {
+            Some(why) => fails(&kit, ran, why),
+            None => assert_eq!(ran.clean().column("vm"), ["web", "zoo"]),
+        }
+        kit.link(&[]).clean();
+        assert_eq!(kit.pending().len(), 2);
+    }
+}
+
 /// As NFS does when the answer to the first request was lost.
 #[test]
 fn a_link_that_exists_already_counts_if_it_is_ours() {

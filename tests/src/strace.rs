@@ -96,9 +96,19 @@ pub fn stopped_after(
         assert!(Instant::now() < until, "it did not stop at {name} {when}: {seen}");
         std::thread::sleep(Duration::from_millis(1));
     };
+    // Goes on also where `meanwhile` panics: nothing stays stopped.
+    let going_on = Continue(pid);
     meanwhile();
-    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    drop(going_on);
     Ran::of(child.wait_with_output().unwrap())
+}
+
+struct Continue(String);
+
+impl Drop for Continue {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
+    }
 }
 
 /// Runs a program and does `what` (`signal=KILL`, `error=EIO`) at the `when`-th call of `name`.

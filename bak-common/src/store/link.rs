@@ -294,7 +294,7 @@ fn why_not(source: BorrowedFd, name: &str, error: Errno) -> Error {
     let me = rustix::process::geteuid().as_raw();
     let why = match error {
         Errno::NOENT => return anyhow!("its file {name} is missing"),
-        Errno::XDEV => "it lies on another file system; --copy copies it instead".to_owned(),
+        Errno::XDEV => "it lies on another file system or below another mount; --copy copies it instead".to_owned(),
         Errno::MLINK => "it has as many as its file system allows; remove some, or --copy copies it instead".to_owned(),
         Errno::PERM => match owner {
             Some(owner) if owner != me && me != 0 => format!(
