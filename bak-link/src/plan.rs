@@ -21,6 +21,8 @@ mod golden;
 mod properties;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod speed;
 mod why;
 
 /// A dump of the store.

@@ -59,8 +59,8 @@ impl Scene {
         seen.whole
     }
 
-    /// The next run finishes the job, and the one after that has nothing to do.
-    fn finishes(&self, point: &str) {
+    /// The next run finishes the job, and the one after that has nothing to do. What the first of them linked.
+    fn finishes(&self, point: &str) -> Vec<String> {
         let before = self.always(point);
         let ran = self.run();
         assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{point}");
@@ -72,6 +72,7 @@ impl Scene {
         // The foreign files, and the companion.
         assert_eq!(seen.strange.len(), FOREIGN.len() + 1, "{point}: {seen:?}");
         assert!(self.run().clean().out.is_empty(), "{point}");
+        linked
     }
 }
 
@@ -115,7 +116,10 @@ fn failing(copy: bool, table: &[(&str, &[&str])]) {
                 assert!(said.iter().all(|id| whole.contains(id)), "{point}: {said:?} but {whole:?}: {}", ran.err);
                 assert!(ran.status == 0 || !ran.err.is_empty(), "{point}: it fails silently");
                 assert!(ran.status != 0 || whole == BOTH, "{point}: all is well, it says: {whole:?}");
-                scene.finishes(&point);
+                let linked = scene.finishes(&point);
+                let sum = whole.len() + linked.len();
+                // A failure is one: what failed does not appear by itself, but where it was said.
+                assert!(sum == BOTH.len() || ran.err.contains("the next run will"), "{point}: {whole:?}, {linked:?}");
             }
         }
     }
