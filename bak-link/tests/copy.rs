@@ -112,7 +112,7 @@ fn a_damaged_original_is_found_out_and_the_others_go() {
     let shm = memory(&kit);
     let ran = kit.link(&["--copy", "--outbox", text(shm.path())]).expect(1);
     let ran = ran.says(&format!("bak-link: {WEB}: cannot put it into the outbox ")).says("is damaged: the SHA-256 of");
-    assert_eq!(ran.column("id"), [zoo.clone()]);
+    assert_eq!(ran.column("id"), [zoo.as_str()]);
     assert_eq!(pending(shm.path()), [zoo]);
 }
 
@@ -172,7 +172,7 @@ fn what_has_no_room_fails_alone_and_leaves_nothing() {
     let outbox = disk.path().join("outbox");
     let ran = kit.link(&["--copy", "--outbox", text(&outbox)]).expect(1);
     let ran = ran.says(&format!("bak-link: {WEB}: ")).says("there is no room: it needs 19.1 MiB, and ");
-    assert_eq!(ran.column("id"), [zoo.clone()]);
+    assert_eq!(ran.column("id"), [zoo.as_str()]);
     assert_eq!(pending(&outbox), [zoo]);
     assert!(!outbox.join("web").exists());
 }

@@ -257,11 +257,13 @@ pub fn check_store(store: &Path) -> Seen {
     }
     seen.strange =
         files.keys().filter(|name| !name.ends_with(".dump.json") && !named.contains(name)).cloned().collect();
-    for sub in ["work", "drop"] {
-        let mut hidden = BTreeMap::new();
-        collect(store, &store.join(".bak").join(sub), &mut hidden);
-        seen.unfinished.extend(hidden.into_keys());
-    }
+    let bak = store.join(".bak");
+    let mut dropped = BTreeMap::new();
+    collect(store, &bak.join("drop"), &mut dropped);
+    seen.unfinished.extend(dropped.into_keys());
+    // Also hidden ones, and empty ones.
+    let works = fs::read_dir(bak.join("work")).into_iter().flatten().flatten();
+    seen.unfinished.extend(works.map(|work| format!(".bak/work/{}", work.file_name().display())));
     seen.whole.sort();
     seen
 }

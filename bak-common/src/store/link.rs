@@ -26,8 +26,8 @@ use crate::report::Kind;
 
 const ADDING: &str = ".adding";
 const ADDED: &str = ".added-";
-/// So many are added at once: of each, a file is open.
-const BATCH: usize = 256;
+/// So many are added at once: of each, a file and a directory are open.
+const BATCH: usize = 128;
 
 /// A dump of another store that is to be linked.
 #[derive(Debug)]
@@ -204,17 +204,14 @@ fn place(dump: &Dump) -> String {
     dump.vm.encoded()
 }
 
-/// What was made of one dump; if it failed, that goes to `result`, and what there is of it goes.
+/// What was made of one dump; if it failed, that goes to `result`, and it must not be decided with the others: its sidecar
+/// goes. Its links go with the work directory.
 fn keep<T>(made: Result<T>, result: &mut Result<()>, dirs: &Dirs, one: &Wanted) -> Result<Option<T>> {
     match made {
         Ok(made) => Ok(Some(made)),
         Err(error) => {
             *result = Err(error);
             fsio::unlink(dirs.dir.as_fd(), &one.dump.stem.sidecar())?;
-            let companions = companions(dirs.dir.as_fd(), &one.dump)?;
-            for name in one.dump.files.iter().map(|file| &file.name).chain(&companions) {
-                fsio::unlink(dirs.dir.as_fd(), name)?;
-            }
             Ok(None)
         }
     }
