@@ -25,6 +25,7 @@ use std::time::Duration;
 mod change;
 mod copy;
 mod link;
+mod place;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};

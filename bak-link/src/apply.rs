@@ -76,16 +76,39 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
         _ => None,
     };
     let now = session.clock();
-    let (pending, history) = match &outbox {
+    let Read { facts, spots, pending } = read(run, dest, outbox.as_ref(), now)?;
+    let options = Options {
+        now,
+        skew_s: SKEW_S,
+        force: run.force,
+        oversize: run.oversize,
+        overdraft: run.overdraft || dest.overdraft,
+    };
+    let plan = plan(&facts, &options);
+    drop(facts);
+    let pending = pending.dumps.iter().chain(pending.good()).map(|entry| (&entry.dump.id, entry)).collect();
+    Ok(Destined { run, dest, outbox: outbox.as_ref(), spots, pending, now }.carry_out(locked, plan))
+}
+
+/// What lies on disk.
+struct Read {
+    facts: Facts,
+    spots: Spots,
+    pending: Listing,
+}
+
+fn read(run: &Run, dest: &Destination, outbox: Option<&Outbox>, now: Time) -> Result<Read> {
+    let session = run.session;
+    let (pending, history) = match outbox {
         Some(outbox) => (outbox.store.list(), outbox.history()?),
         None => (Listing::default(), History::default()),
     };
-    if let Some(outbox) = &outbox {
+    if let Some(outbox) = outbox {
         pending.report(&outbox.store, &session.report);
-        for bad in &history.unreadable {
-            let id = format!("{}: history of what was sent: {}", dest.name, bad.path());
-            session.report.fail(&id, &anyhow!("{:#}", bad.error));
-        }
+    }
+    for bad in &history.unreadable {
+        let id = format!("{}: history of what was sent: {}", dest.name, bad.path());
+        session.report.fail(&id, &anyhow!("{:#}", bad.error));
     }
     let effective = |dump: &Dump| session.config.effective(dump);
     let spots = RefCell::new(Spots::default());
@@ -106,20 +129,9 @@ pub fn destination(run: &Run, dest: &Destination) -> Result<Outcome> {
         effective: &effective,
         selected: run.selected,
     };
-    let (caps, passes) = ledger(session, dest, outbox.as_ref(), now)?;
+    let (caps, passes) = ledger(session, dest, outbox, now)?;
     let facts = Facts { guests: gather(&sources), caps, passes };
-    let options = Options {
-        now,
-        skew_s: SKEW_S,
-        force: run.force,
-        oversize: run.oversize,
-        overdraft: run.overdraft || dest.overdraft,
-    };
-    let plan = plan(&facts, &options);
-    drop((facts, history));
-    let pending = pending.dumps.iter().chain(pending.good()).map(|entry| (&entry.dump.id, entry)).collect();
-    let destined = Destined { run, dest, outbox: outbox.as_ref(), spots: spots.into_inner(), pending, now };
-    Ok(destined.carry_out(locked, plan))
+    Ok(Read { facts, spots: spots.into_inner(), pending })
 }
 
 /// Whether what can't be linked is copied.

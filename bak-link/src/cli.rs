@@ -30,10 +30,12 @@ Examples:
 Each guest whose newest good dump is newer than what was sent of it is due. They go by
 priority, then who was never sent, then the most stale, as far as the limits reach; what
 doesn't fit is passed over. A limit is 10G (a pass of bak-sync), 10G/day, 50G/week,
-200G/month, 200G/month@15, or none; several may hold at once.
+200G/month, 200G/month@15, or none; several may hold at once. Hard links cost no room; an
+outbox on another file system wants --copy, and room for the dumps that wait.
 
 Exit status: 0 done; 1 finished, but some dumps failed; 2 usage, configuration or
-unreadable input; 3 a lock is held; 4 refused (the outbox is on another file system).";
+unreadable input; 3 a lock is held; 4 refused (the outbox is on another file
+system, and --copy was not given).";
 
 /// Decide which dumps go off-site, under a traffic limit, and put hard links of them into the outbox
 #[derive(Parser, Debug)]

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use super::place::{Placing, put_in_place};
 use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, companions, complete, link};
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock, holder};
@@ -310,46 +311,6 @@ fn finish_add(top: BorrowedFd, base: BorrowedFd, work: BorrowedFd, stem: &Stem, 
     let dump = Dump::from_sidecar(stem, &text)?;
     put_in_place(work, vec![Placing::of(top, work, &dump, place)?]).into_iter().collect::<Result<()>>()?;
     discard(base, stem.as_str())
-}
-
-/// A decided dump in a work directory, and where it goes.
-pub(super) struct Placing<'a> {
-    pub dump: &'a Dump,
-    pub target: OwnedFd,
-    pub companions: Vec<String>,
-}
-
-impl<'a> Placing<'a> {
-    pub fn of(top: BorrowedFd, work: BorrowedFd, dump: &'a Dump, place: &str) -> Result<Self> {
-        Ok(Self { dump, target: fsio::make_place(top, place)?, companions: companions(work, dump)? })
-    }
-
-    fn move_files(&self, work: BorrowedFd) -> Result<()> {
-        for name in self.dump.files.iter().map(|file| &file.name).chain(&self.companions) {
-            fsio::move_file(work, self.target.as_fd(), name)?;
-        }
-        complete(self.target.as_fd(), self.dump)
-    }
-
-    fn move_sidecar(&self, work: BorrowedFd) -> Result<()> {
-        fsio::move_file(work, self.target.as_fd(), &self.dump.stem.sidecar())
-    }
-}
-
-/// Moves decided dumps from `work` to their places: files, flush, sidecars, flush, each for all of them before the next,
-/// so that flushes share what they cost. One result each, in order. Idempotent.
-pub(super) fn put_in_place(work: BorrowedFd, dumps: Vec<Placing>) -> Vec<Result<()>> {
-    let mut results: Vec<Result<()>> = dumps.iter().map(|_| Ok(())).collect();
-    let mut step = |step: &dyn Fn(&Placing) -> Result<()>| {
-        for (one, result) in dumps.iter().zip(&mut results).filter(|(_, result)| result.is_ok()) {
-            *result = step(one);
-        }
-    };
-    step(&|one| one.move_files(work));
-    step(&|one| fsio::sync(one.target.as_fd()));
-    step(&|one| one.move_sidecar(work));
-    step(&|one| fsio::sync(one.target.as_fd()));
-    results
 }
 
 /// Removes a work directory: its sidecar first, its lock last, so that whoever comes in between sees what it is.

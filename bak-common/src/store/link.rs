@@ -17,7 +17,8 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::change::{DROP, Locked, Placing, WORK, Work, discard, put_in_place};
+use super::change::{DROP, Locked, WORK, Work, discard};
+use super::place::{Placing, put_in_place};
 use super::{Entry, SIDECAR_MAX, Store, companions};
 use crate::fsio;
 use crate::name::{Stem, printable};
