@@ -28,7 +28,7 @@ use crate::report::Kind;
 const ADDING: &str = ".adding";
 const ADDED: &str = ".added-";
 /// So many are added at once: of each, a file and a directory are open.
-const BATCH: usize = 128;
+const BATCH: usize = 100;
 
 /// A dump of another store that is to be linked.
 #[derive(Debug)]
