@@ -132,6 +132,8 @@ pub struct Destination {
     pub limits: Vec<Limit>,
     pub bwlimit: Option<String>,
     pub overdraft: bool,
+    /// Whether bak-link copies what can't be linked.
+    pub copy: bool,
     pub ssh: Vec<String>,
     pub ledger: Option<PathBuf>,
     pub keep: Keep,
@@ -256,6 +258,7 @@ impl Places {
             limits: known.limits().context("limit")?,
             bwlimit: known.bwlimit,
             overdraft: known.overdraft,
+            copy: known.copy,
             ssh: known.ssh,
             ledger: known.ledger,
             keep: known.keep,

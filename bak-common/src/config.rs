@@ -113,6 +113,8 @@ pub struct Dest {
     limit: Option<OneOrMany>,
     pub bwlimit: Option<String>,
     pub overdraft: bool,
+    /// Whether bak-link copies into an outbox on another file system.
+    pub copy: bool,
     /// The command that reaches the host, `["ssh", "-p", "2222"]`.
     pub ssh: Vec<String>,
     /// A directory that several nodes share, and so a budget.

@@ -37,18 +37,23 @@ pub fn open_dir(dir: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
 pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
     match open_dir(dir, name) {
         Err(Errno::NOENT) => {
-            match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-                Ok(()) => sync(dir)?,
-                Err(Errno::EXIST) => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot make the directory {}", printable(name)));
-                }
+            if make_dir_unflushed(dir, name)? {
+                sync(dir)?;
             }
             open_dir(dir, name)
         }
         other => other,
     }
     .with_context(|| format!("cannot open the directory {}", printable(name)))
+}
+
+/// Makes the directory `name` (0700) in `dir`; whether it was not there before.
+pub fn make_dir_unflushed(dir: BorrowedFd, name: &str) -> Result<bool> {
+    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot make the directory {}", printable(name))),
+    }
 }
 
 /// Opens the directory at `place`, a path below `top`.
@@ -189,9 +194,10 @@ pub fn write_new(dir: BorrowedFd, name: &str, pieces: &[&[u8]]) -> Result<()> {
 }
 
 /// Makes `name`, which is not there yet, hold `bytes`. Not flushed: a crash may lose it.
-pub fn write_unflushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
-    let written = create(dir, name, OFlags::EXCL)?.write_all(bytes);
-    written.with_context(|| format!("cannot write {}", printable(name)))
+pub fn write_unflushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<File> {
+    let mut file = create(dir, name, OFlags::EXCL)?;
+    file.write_all(bytes).with_context(|| format!("cannot write {}", printable(name)))?;
+    Ok(file)
 }
 
 /// Makes sure that something is called `name`.

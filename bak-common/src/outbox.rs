@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::fsio;
@@ -92,21 +92,15 @@ impl Outbox {
 
     /// Everything that was sent, as far as the history goes back. Each dump carries its `.sent` note.
     pub fn history(&self) -> Result<History> {
-        let mut history = History::default();
-        let Some(sent) = self.sent_dir()? else { return Ok(history) };
-        for (place, _) in fsio::names(sent.as_fd()).context("cannot list the history of what was sent")? {
-            let Ok(dir) = fsio::open_dir(sent.as_fd(), &place) else { continue };
-            for (name, _) in fsio::names(dir.as_fd()).context("cannot list the history of what was sent")? {
-                let Some(stem) = Stem::of_sidecar(&name) else { continue };
-                match read_sidecar(dir.as_fd(), &stem) {
-                    Ok(Some(dump)) => history.dumps.push(dump),
-                    Ok(None) => {}
-                    Err(error) => history.unreadable.push(Unreadable { place: place.clone(), stem: Some(stem), error }),
-                }
-            }
-        }
-        history.dumps.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
-        Ok(history)
+        let Some(sent) = self.sent_dir()? else { return Ok(History::default()) };
+        let places = fsio::names(sent.as_fd()).context("cannot list the history of what was sent")?;
+        read_history(sent.as_fd(), places.into_iter().map(|(place, _)| place))
+    }
+
+    /// What was sent of guests that are called `vm`.
+    pub fn history_of(&self, vm: &GuestName) -> Result<History> {
+        let Some(sent) = self.sent_dir()? else { return Ok(History::default()) };
+        read_history(sent.as_fd(), [Self::place(vm)])
     }
 
     /// The entry of the history for this dump.
@@ -178,7 +172,24 @@ fn resolve(path: &Path) -> Option<PathBuf> {
     })
 }
 
-fn read_sidecar(dir: std::os::fd::BorrowedFd, stem: &Stem) -> Result<Option<Dump>> {
+fn read_history(sent: BorrowedFd, places: impl IntoIterator<Item = String>) -> Result<History> {
+    let mut history = History::default();
+    for place in places {
+        let Ok(dir) = fsio::open_dir(sent, &place) else { continue };
+        for (name, _) in fsio::names(dir.as_fd()).context("cannot list the history of what was sent")? {
+            let Some(stem) = Stem::of_sidecar(&name) else { continue };
+            match read_sidecar(dir.as_fd(), &stem) {
+                Ok(Some(dump)) => history.dumps.push(dump),
+                Ok(None) => {}
+                Err(error) => history.unreadable.push(Unreadable { place: place.clone(), stem: Some(stem), error }),
+            }
+        }
+    }
+    history.dumps.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+    Ok(history)
+}
+
+fn read_sidecar(dir: BorrowedFd, stem: &Stem) -> Result<Option<Dump>> {
     let Some(text) = fsio::read_file(dir, &stem.sidecar(), SIDECAR_MAX)? else { return Ok(None) };
     Ok(Some(Dump::from_sidecar(stem, &text)?))
 }

@@ -281,6 +281,11 @@ impl Dump {
 
     /// Without what only holds in one place or for one run: the notes of bak-link, bak-sync, bak-prune.
     pub fn bare(&self) -> Self {
+        self.clone().into_bare()
+    }
+
+    /// The same, without keeping the original.
+    pub fn into_bare(self) -> Self {
         Self {
             dir: None,
             link: BTreeMap::new(),
@@ -288,7 +293,7 @@ impl Dump {
             prune: None,
             failed: None,
             skipped: None,
-            ..self.clone()
+            ..self
         }
     }
 

@@ -6,6 +6,7 @@
 //! *Add.* The files are made in `.bak/work/<stem>/`, whose lock their maker (and the programs it started) hold, and are
 //! flushed there. Then, under the store's lock, the sidecar is flushed there too: that is the decision. Then the files
 //! move to their place by a call that never replaces, the directory is flushed, and the sidecar follows likewise.
+//! Hard links of many dumps are added together, in the same order, with one decision for all of them: see [`link`].
 //!
 //! *Remove.* Under the store's lock the sidecar moves to the same place below `.bak/drop/`, and both directories are
 //! flushed: that is the decision. Then the files go, the directory is flushed, and last the dropped sidecar goes.
@@ -13,7 +14,7 @@
 //! *Recover.* Whoever takes the store's lock finishes what was decided and discards what was not: a work directory
 //! without a sidecar whose lock is free. Nothing else is ever swept.
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::fs::File;
@@ -23,8 +24,11 @@ use std::time::Duration;
 
 mod change;
 mod copy;
+mod link;
+mod place;
 
 pub use change::{Locked, Work};
+pub use link::{NoLink, Wanted};
 
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock};
@@ -54,7 +58,13 @@ pub struct Entry {
     pub place: String,
     /// Why it is not good, if it is not: such a dump counts for nothing.
     pub fault: Option<String>,
+    /// What its files are, in their order, as far as they could be looked at: a file put in the place of another of the
+    /// same size is told by it.
+    pub inodes: Vec<Inode>,
 }
+
+/// Device and number.
+pub type Inode = (u64, u64);
 
 /// A sidecar, or a directory, that cannot be read.
 #[derive(Debug)]
@@ -215,17 +225,26 @@ impl Store {
     /// but is never seen in part.
     pub fn list(&self) -> Listing {
         let mut listing = Listing::default();
-        match self.top.try_clone() {
-            Ok(top) => self.walk(top, "", 0, &mut listing),
-            Err(error) => listing.unreadable.push(Unreadable { place: String::new(), stem: None, error: error.into() }),
-        }
+        self.visit(&mut |seen| match seen {
+            Ok(entry) => listing.dumps.push(entry),
+            Err(bad) => listing.unreadable.push(bad),
+        });
         listing.sort();
         listing
     }
 
-    fn walk(&self, dir: OwnedFd, place: &str, depth: usize, listing: &mut Listing) {
-        let mut lost =
-            |error: anyhow::Error| listing.unreadable.push(Unreadable { place: place.into(), stem: None, error });
+    /// The same, one by one and in any order, for whoever cannot keep it all.
+    pub fn visit(&self, each: &mut dyn FnMut(Result<Entry, Unreadable>)) {
+        match self.top.try_clone() {
+            Ok(top) => self.walk(top, "", 0, each),
+            Err(error) => {
+                each(Err(Unreadable { place: String::new(), stem: None, error: error.into() }));
+            }
+        }
+    }
+
+    fn walk(&self, dir: OwnedFd, place: &str, depth: usize, each: &mut dyn FnMut(Result<Entry, Unreadable>)) {
+        let mut lost = |error: anyhow::Error| each(Err(Unreadable { place: place.into(), stem: None, error }));
         if depth > DEPTH_MAX {
             return lost(anyhow!("directories are nested too deeply"));
         }
@@ -237,19 +256,21 @@ impl Store {
             let below = || if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
             if let Some(stem) = Stem::of_sidecar(&name) {
                 match self.entry(dir.as_fd(), place, &stem) {
-                    Ok(Some(entry)) => listing.dumps.push(entry),
+                    Ok(Some(entry)) => each(Ok(entry)),
                     Ok(None) => {}
-                    Err(error) => listing.unreadable.push(Unreadable { place: place.into(), stem: Some(stem), error }),
+                    Err(error) => {
+                        each(Err(Unreadable { place: place.into(), stem: Some(stem), error }));
+                    }
                 }
             } else if matches!(kind, FileType::Directory | FileType::Unknown) {
                 match fsio::open_dir(dir.as_fd(), &name) {
-                    Ok(sub) => self.walk(sub, &below(), depth + 1, listing),
+                    Ok(sub) => self.walk(sub, &below(), depth + 1, each),
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(error) => listing.unreadable.push(Unreadable {
+                    Err(error) => each(Err(Unreadable {
                         place: below(),
                         stem: None,
                         error: anyhow!("cannot open the directory: {error}"),
-                    }),
+                    })),
                 }
             }
         }
@@ -267,9 +288,11 @@ impl Store {
     fn entry(&self, dir: BorrowedFd, place: &str, stem: &Stem) -> Result<Option<Entry>> {
         let Some(text) = fsio::read_file(dir, &stem.sidecar(), SIDECAR_MAX)? else { return Ok(None) };
         let mut dump = Dump::from_sidecar(stem, &text).context("cannot read the sidecar")?;
-        let fault = fault(dir, &dump)?;
+        let mut inodes = Vec::new();
+        let incomplete = incomplete(dir, &dump, &mut inodes)?;
+        let fault = dump.verdict().or(incomplete);
         dump.dir = Some(self.path.join(place).to_string_lossy().into_owned());
-        Ok(Some(Entry { dump, place: place.to_owned(), fault }))
+        Ok(Some(Entry { dump, place: place.to_owned(), fault, inodes }))
     }
 
     /// Opens a data file of a dump for reading.
@@ -324,16 +347,8 @@ impl Store {
     }
 }
 
-/// Why a dump is not good.
-fn fault(dir: BorrowedFd, dump: &Dump) -> Result<Option<String>> {
-    match dump.verdict() {
-        None => incomplete(dir, dump),
-        bad => Ok(bad),
-    }
-}
-
-/// Which of a dump's files is not there as its sidecar says.
-fn incomplete(dir: BorrowedFd, dump: &Dump) -> Result<Option<String>> {
+/// Which of a dump's files is not there as its sidecar says; what they are goes to `inodes`.
+fn incomplete(dir: BorrowedFd, dump: &Dump, inodes: &mut Vec<Inode>) -> Result<Option<String>> {
     for file in &dump.files {
         let Some(stat) = fsio::stat(dir, &file.name)? else {
             return Ok(Some(format!("its file {} is missing", file.name)));
@@ -344,8 +359,17 @@ fn incomplete(dir: BorrowedFd, dump: &Dump) -> Result<Option<String>> {
         if stat.st_size as u64 != file.bytes {
             return Ok(Some(format!("its file {} has {} bytes instead of {}", file.name, stat.st_size, file.bytes)));
         }
+        inodes.push((stat.st_dev, stat.st_ino));
     }
     Ok(None)
+}
+
+/// Makes sure that all of a dump's files are there as its sidecar says.
+fn complete(dir: BorrowedFd, dump: &Dump) -> Result<()> {
+    match incomplete(dir, dump, &mut Vec::new())? {
+        Some(why) => bail!("{why}"),
+        None => Ok(()),
+    }
 }
 
 /// What lies beside a dump and belongs to it: its log, its notes, its marks. Carried and removed with it, never hashed.

@@ -116,7 +116,12 @@ mod tests {
         guest.name = Some(format!("name-{vm}"));
         let time: Time = started.parse().unwrap();
         let stem = Stem::of(&guest.vm, time);
-        Entry { dump: Dump::of(&guest, time, stem), place: vm.into(), fault: fault.map(str::to_owned) }
+        Entry {
+            dump: Dump::of(&guest, time, stem),
+            place: vm.into(),
+            fault: fault.map(str::to_owned),
+            inodes: Vec::new(),
+        }
     }
 
     fn listing() -> Listing {

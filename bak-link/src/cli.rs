@@ -35,10 +35,12 @@ Each guest whose newest good dump is newer than what was sent of it is due. They
 priority, then who was never sent, then the most stale, as far as the limits reach; what
 doesn't fit is passed over. A limit is 10G (a pass of bak-sync), 10G/day, 50G/week,
 200G/month, 200G/month@15, or none; several may hold at once. A newer dump replaces one
-that waits, if bak-sync has not begun that one.
+that waits, if bak-sync has not begun that one. Hard links cost no room; an outbox on
+another file system wants --copy, and room for the dumps that wait.
 
 Exit status: 0 done; 1 finished, but some dumps failed; 2 usage, configuration or
-unreadable input; 3 a lock is held; 4 refused (the outbox is on another file system).";
+unreadable input; 3 a lock is held; 4 refused (the outbox is on another file
+system, and --copy was not given).";
 
 /// Decide which dumps go off-site, under a traffic limit, and put hard links of them into the outbox
 #[derive(Parser, Debug)]
@@ -62,6 +64,9 @@ struct Args {
     /// Charge such a dump in full, as bak-sync --overdraft carries it at once
     #[arg(long)]
     overdraft: bool,
+    /// Copy dumps that can't be hard-linked, as into an outbox on another file system
+    #[arg(long)]
+    copy: bool,
     /// What a dump is expected to cost
     #[arg(long, value_name = "HOW", default_value = "history")]
     cost: Cost,
@@ -156,17 +161,20 @@ impl Args {
 
     fn selection(&self, input: &[Record]) -> Result<Selection> {
         let names: Vec<String> = self.only.iter().filter(|text| *text != "-").cloned().collect();
-        let id = |record: &Record| match record {
-            Record::Dump(dump) => Some(dump.id.clone()),
-            Record::Guest(_) => None,
-        };
         let named = if names.is_empty() { None } else { Some(Selector::new(&names, Filter::default(), false)?) };
-        let piped = self.only_input().then(|| input.iter().filter_map(id).collect());
+        let piped = self.only_input().then(|| input.iter().filter_map(dump_id).collect());
         Ok(Selection { named, filter: self.picks.selector(&[])?.0, piped })
     }
 
     fn only_input(&self) -> bool {
         self.only.iter().any(|text| text == "-")
+    }
+}
+
+fn dump_id(record: &Record) -> Option<DumpId> {
+    match record {
+        Record::Dump(dump) => Some(dump.id.clone()),
+        Record::Guest(_) => None,
     }
 }
 
@@ -192,6 +200,7 @@ pub fn run() -> Result<u8> {
     let input = if reads { read_all(&session.report, session.dry_run)? } else { Vec::new() };
     let selection = args.selection(&input)?;
     let selected = |dump: &Dump| selection.holds(dump);
+    let asked: HashSet<DumpId> = input.iter().filter_map(dump_id).collect();
     let run = Run {
         session: &session,
         store: &store,
@@ -200,7 +209,9 @@ pub fn run() -> Result<u8> {
         overdraft: args.overdraft,
         judge: args.cost.into(),
         list: list.as_ref(),
+        copy: args.copy,
         selected: &selected,
+        asked: &asked,
         reported: RefCell::default(),
     };
     let outcomes = all(&run, &dests);

@@ -3,7 +3,7 @@
 use bak_common::config::Effective;
 use bak_common::name::DumpId;
 use bak_common::record::{Dump, GuestKey};
-use bak_common::store::Listing;
+use bak_common::store::{Entry, Listing};
 use std::collections::{HashMap, HashSet};
 
 use crate::cost::{self, Carried, Expected, Past};
@@ -16,10 +16,14 @@ pub enum Judge {
     Size,
 }
 
+/// What is done with each dump of the store.
+pub type Each<'e> = dyn FnMut(&Entry) + 'e;
+
 /// What is known of one destination.
 pub struct Sources<'a> {
     pub dest: &'a str,
-    pub store: &'a Listing,
+    /// Hands over the dumps of the store one by one, in any order: nobody can keep them all.
+    pub store: &'a dyn Fn(&mut Each),
     pub outbox: &'a Listing,
     pub history: &'a [Dump],
     /// What the configuration says for the guest of a dump.
@@ -53,31 +57,31 @@ fn expect(sources: &Sources, past: Option<&Past>, dump: &Dump) -> Expected {
 
 /// All guests that have a dump anywhere.
 #[derive(Default)]
-struct Guests<'a> {
+struct Guests {
     guests: Vec<Guest>,
     /// The dump that speaks for each guest.
-    speakers: Vec<&'a Dump>,
+    speakers: Vec<Dump>,
     index: HashMap<GuestKey, usize>,
 }
 
-impl<'a> Guests<'a> {
-    fn of(&mut self, dump: &'a Dump) -> &mut Guest {
+impl Guests {
+    fn of(&mut self, dump: &Dump) -> &mut Guest {
         let key = dump.key();
         let at = *self.index.entry(key.clone()).or_insert_with(|| {
             let (local, pending, sent) = (Vec::new(), Vec::new(), Vec::new());
             self.guests.push(Guest { key, priority: 0, stale_after_s: 0, sync: false, local, pending, sent });
-            self.speakers.push(dump);
+            self.speakers.push(dump.clone());
             self.guests.len() - 1
         });
         &mut self.guests[at]
     }
 
     /// Lets `dump` speak for its guest, if it is the newest so far.
-    fn speak(&mut self, dump: &'a Dump) {
+    fn speak(&mut self, dump: &Dump) {
         if let Some(at) = self.index.get(&dump.key()) {
             let speaker = &mut self.speakers[*at];
             if (speaker.started, &speaker.id) < (dump.started, &dump.id) {
-                *speaker = dump;
+                speaker.clone_from(dump);
             }
         }
     }
@@ -87,14 +91,14 @@ impl<'a> Guests<'a> {
 pub fn gather(sources: &Sources) -> Vec<Guest> {
     let mut guests = Guests::default();
     let pasts = pasts(sources);
-    for entry in &sources.store.dumps {
+    (sources.store)(&mut |entry| {
         let (dump, fault) = (&entry.dump, entry.fault.clone());
         let (id, started, finished, size) = (dump.id.clone(), dump.started, dump.finished, dump.bytes);
         let selected = (sources.selected)(dump);
         let Expected { bytes: cost, source } = expect(sources, pasts.get(&dump.key()), dump);
         guests.of(dump).local.push(Local { id, started, finished, size, cost, source, fault, selected });
         guests.speak(dump);
-    }
+    });
     let known_locally = guests.guests.len();
     // What arrived and was not cleared away yet is sent, not pending; and a dump that lies there twice is pending once.
     let mut done: HashSet<_> = sources.history.iter().map(|dump| &dump.id).collect();

@@ -3,11 +3,13 @@
 mod apply;
 mod budget;
 mod cli;
+mod copy;
 mod cost;
 mod facts;
 mod list;
 mod output;
 mod plan;
+mod progress;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use bak_common::name::DumpId;
 use bak_common::record::{Dump, Failed, LinkNote, Record, to_line};
 use bak_common::table::{table, width, with_prose};
 use bak_common::units::{show_duration, show_size};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::apply::{Decided, Outcome};
 use crate::budget::{Left, show_limit};
@@ -16,8 +16,9 @@ use crate::plan::Decision;
 
 /// A dump and what all destinations decided.
 struct Considered {
-    dump: Dump,
-    notes: BTreeMap<String, LinkNote>,
+    id: DumpId,
+    dump: Option<Box<Dump>>,
+    notes: Vec<(String, LinkNote)>,
     linked: bool,
     /// Some destination holds it to be good.
     good: bool,
@@ -36,13 +37,15 @@ pub struct Results {
 impl Results {
     pub fn add(&mut self, dest: &str, decided: Vec<Decided>) {
         for item in decided {
-            let at = *self.index.entry(item.dump.id.clone()).or_insert_with(|| {
-                let (notes, fault, failed) = (BTreeMap::new(), String::new(), None);
-                let new = Considered { dump: item.dump, notes, linked: false, good: false, fault, failed };
+            let at = *self.index.entry(item.id.clone()).or_insert_with(|| {
+                let (notes, fault, failed) = (Vec::new(), String::new(), None);
+                let (id, dump) = (item.id, None);
+                let new = Considered { id, dump, notes, linked: false, good: false, fault, failed };
                 self.considered.push(new);
                 self.considered.len() - 1
             });
             let known = &mut self.considered[at];
+            known.dump = item.dump.or(known.dump.take());
             known.good |= item.decision != Decision::NotGood || item.failed.is_some();
             if item.decision == Decision::NotGood {
                 known.fault.clone_from(&item.note.why);
@@ -52,7 +55,7 @@ impl Results {
                 Some(why) => known.failed = Some(why),
                 None => {
                     known.linked |= item.decision == Decision::Linked;
-                    known.notes.insert(dest.to_owned(), item.note);
+                    known.notes.push((dest.to_owned(), item.note));
                 }
             }
         }
@@ -107,11 +110,15 @@ impl Results {
         }
         for known in &self.considered {
             let wanted = known.linked || session.explain;
-            let record = self.annotated(known, piped.get(&known.dump.id).copied(), session.dry_run);
-            if wanted || printed.contains(&known.dump.id) {
-                session.report.decided(&to_line(&record));
+            let passed = printed.contains(&known.id);
+            if !wanted && !passed {
+                continue;
             }
-            if wanted && !silent && !printed.contains(&known.dump.id) {
+            // What vanished meanwhile, which was reported, can't be shown.
+            let piped = piped.get(&known.id).copied();
+            let Some(record) = self.annotated(known, piped, session.dry_run) else { continue };
+            session.report.decided(&to_line(&record));
+            if wanted && !silent && !passed {
                 writer.record(&record)?;
             }
         }
@@ -125,22 +132,24 @@ impl Results {
                 guest.planned |= planned;
                 Record::Guest(guest)
             }
-            Record::Dump(dump) => match self.find(&dump.id) {
-                Some(known) => self.annotated(known, Some(dump), planned),
-                None => {
-                    let mut dump = dump.clone();
-                    dump.planned |= planned;
-                    let why = self.unusable(&dump);
-                    dump.failed = why.map(|why| Failed { stage: "link".into(), why }).or(dump.failed);
-                    Record::Dump(dump)
+            Record::Dump(dump) => {
+                match self.find(&dump.id).and_then(|known| self.annotated(known, Some(dump), planned)) {
+                    Some(record) => record,
+                    None => {
+                        let mut dump = dump.clone();
+                        dump.planned |= planned;
+                        let why = self.find(&dump.id).and_then(|known| known.failed.clone()).or(self.unusable(&dump));
+                        dump.failed = why.map(|why| Failed { stage: "link".into(), why }).or(dump.failed);
+                        Record::Dump(dump)
+                    }
                 }
-            },
+            }
         }
     }
 
-    /// The dump as it is on disk, with what `piped` carries besides, and with our notes.
-    fn annotated(&self, known: &Considered, piped: Option<&Dump>, planned: bool) -> Record {
-        let mut dump = known.dump.clone();
+    /// The dump as it is on disk, with what `piped` carries besides, and with our notes; `None` if it isn't there any more.
+    fn annotated(&self, known: &Considered, piped: Option<&Dump>, planned: bool) -> Option<Record> {
+        let mut dump = known.dump.clone()?;
         dump.planned = planned;
         if let Some(piped) = piped {
             dump.link.clone_from(&piped.link);
@@ -154,7 +163,7 @@ impl Results {
         if let Some(why) = &known.failed {
             dump.failed = Some(Failed { stage: "link".into(), why: why.clone() });
         }
-        Record::Dump(Box::new(dump))
+        Some(Record::Dump(dump))
     }
 }
 
@@ -174,8 +183,8 @@ pub fn show(session: &Session, outcomes: &[(String, Outcome)]) -> Result<()> {
         writer.line(&with_prose(&layout.headings(), &layout.right(), rows))?;
     }
     for (dest, outcome) in outcomes.iter().filter(|_| !session.explain) {
-        let count = |decision| outcome.decided.iter().filter(|decided| decided.decision == decision).count();
-        let (linked, over) = (count(Decision::Linked), count(Decision::OverLimit));
+        let linked = outcome.decided.iter().filter(|decided| decided.decision == Decision::Linked).count();
+        let over = outcome.over;
         if linked == 0 || over > 0 {
             writer.line(&format!("{dest}: {linked} linked, {over} over the limit (--explain says why)"))?;
         }
@@ -230,9 +239,9 @@ impl Layout {
         let decision = if decided.failed.is_some() { "failed" } else { decided.decision.as_str() };
         self.choose([
             dest.to_owned(),
-            decided.dump.id.to_string(),
-            decided.dump.name.clone().unwrap_or_default(),
-            show_size(decided.dump.bytes),
+            decided.id.to_string(),
+            decided.dump.as_ref().and_then(|dump| dump.name.clone()).unwrap_or_default(),
+            decided.dump.as_ref().map_or_else(String::new, |dump| show_size(dump.bytes)),
             decided.note.cost.map_or_else(String::new, show_size),
             decided.note.staleness_s.map_or_else(String::new, show_duration),
             decision.to_owned(),

@@ -42,6 +42,8 @@ mod properties;
 mod queue;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod speed;
 mod spend;
 mod why;
 

@@ -68,7 +68,7 @@ fn what_lies_in_the_way_is_never_touched() {
     kit.dump("web", &day(19), 10);
     let db = kit.dump("db", &day(19), 10);
     let foreign = kit.write("store/.outbox-box/web/web-20261119T020000Z.raw", "somebody's");
-    let ran = kit.link(&[]).expect(1).says("bak-link: web@20261119T020000Z: cannot link it into ");
+    let ran = kit.link(&[]).expect(1).says("bak-link: web@20261119T020000Z: cannot put it into the outbox ");
     assert!(ran.err.contains("is there already"), "{}", ran.err);
     assert_eq!(fs::read_to_string(&foreign).unwrap(), "somebody's");
     assert_eq!(ran.column("id"), [db.as_str()]);

@@ -171,7 +171,7 @@ impl Look {
     }
 
     fn candidate<'a>(&self, entry: &'a Entry) -> Candidate<'a> {
-        let Entry { dump, place, fault } = entry;
+        let Entry { dump, place, fault, .. } = entry;
         Candidate { dump, place, fault: fault.as_deref(), gone: self.gone, protected: self.protected }
     }
 }

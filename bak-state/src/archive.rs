@@ -335,7 +335,7 @@ impl Run<'_> {
                 drop(work);
                 work = begin()?;
             }
-            work.copy(&self.from, &fresh)?;
+            work.copy(&self.from, &fresh, &mut |_| ())?;
         }
         let made = to.lock(self.session.wait, report)?.publish(work, &fresh.dump)?;
         match made.fault {

@@ -36,6 +36,15 @@ pub struct Ran {
 }
 
 impl Ran {
+    pub fn of(output: std::process::Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        Self {
+            status: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap()),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     #[track_caller]
     pub fn expect(self, status: i32) -> Self {
         assert_eq!(self.status, status, "stdout: {}\nstderr: {}", self.out, self.err);
@@ -140,18 +149,13 @@ impl Kit {
 
 /// Runs a command to its end with `input` on its standard input.
 pub fn finish(mut command: Command, input: &str) -> Ran {
-    use std::os::unix::process::ExitStatusExt;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     let feeder = std::thread::spawn(move || _ = stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().unwrap();
     feeder.join().unwrap();
-    Ran {
-        status: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap()),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
+    Ran::of(output)
 }
 
 /// `2026-11-20T01:00:02Z` as ids have it.
@@ -253,11 +257,13 @@ pub fn check_store(store: &Path) -> Seen {
     }
     seen.strange =
         files.keys().filter(|name| !name.ends_with(".dump.json") && !named.contains(name)).cloned().collect();
-    for sub in ["work", "drop"] {
-        let mut hidden = BTreeMap::new();
-        collect(store, &store.join(".bak").join(sub), &mut hidden);
-        seen.unfinished.extend(hidden.into_keys());
-    }
+    let bak = store.join(".bak");
+    let mut dropped = BTreeMap::new();
+    collect(store, &bak.join("drop"), &mut dropped);
+    seen.unfinished.extend(dropped.into_keys());
+    // Also hidden ones, and empty ones.
+    let works = fs::read_dir(bak.join("work")).into_iter().flatten().flatten();
+    seen.unfinished.extend(works.map(|work| format!(".bak/work/{}", work.file_name().display())));
     seen.whole.sort();
     seen
 }

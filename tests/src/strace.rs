@@ -4,31 +4,115 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// How often a program makes each system call, by running it once.
-pub fn count(kit: &crate::Kit, argv: &[OsString], log: &Path) -> BTreeMap<String, usize> {
+use crate::Ran;
+
+/// The system calls that a program makes when it is run once, in order: name and the whole line.
+pub fn calls(kit: &crate::Kit, argv: &[OsString], log: &Path) -> Vec<(String, String)> {
     let mut command = kit.command("strace");
-    command.args(["-f", "-qq", "-o"]).arg(log).arg("--").args(argv);
+    command.args(["-f", "-qq", "-s", "200", "-o"]).arg(log).arg("--").args(argv);
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
     assert!(status.success(), "the scenario itself must succeed: {argv:?}");
-    let mut calls = BTreeMap::new();
+    let mut calls = Vec::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {
         let call = line.split_once(' ').map_or(line, |(_, call)| call.trim_start());
         if let Some((name, _)) = call.split_once('(')
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         {
-            *calls.entry(name.to_owned()).or_default() += 1;
+            calls.push((name.to_owned(), call.to_owned()));
         }
     }
-    // The program itself is started by it, and it does not return.
-    calls.remove("execve");
-    calls.remove("exit_group");
-    assert!(calls.len() > 5, "{calls:?}");
     calls
 }
 
+/// How often a program makes each system call, by running it once.
+pub fn count(kit: &crate::Kit, argv: &[OsString], log: &Path) -> BTreeMap<String, usize> {
+    let mut counted = BTreeMap::new();
+    for (name, _) in calls(kit, argv, log) {
+        *counted.entry(name).or_default() += 1;
+    }
+    // The program itself is started by it, and it does not return.
+    counted.remove("execve");
+    counted.remove("exit_group");
+    assert!(counted.len() > 5, "{counted:?}");
+    counted
+}
+
+/// Where to kill a program that makes these calls: each that may change something on disk, by its name and how often that
+/// was called so far. Between two of them the disk is the same. `BAK_EVERY_CALL=1`: at each call.
+pub fn points(calls: &[(String, String)]) -> Vec<(String, usize)> {
+    const CHANGES: [&str; 16] = [
+        "fchmod",
+        "fchown",
+        "fdatasync",
+        "fsync",
+        "ftruncate",
+        "ioctl",
+        "linkat",
+        "mkdir",
+        "mkdirat",
+        "pwrite64",
+        "renameat",
+        "renameat2",
+        "unlinkat",
+        "utimensat",
+        "write",
+        "writev",
+    ];
+    let all = std::env::var_os("BAK_EVERY_CALL").is_some_and(|value| value == "1");
+    let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut points = Vec::new();
+    for (name, line) in calls {
+        let count = counted.entry(name).or_default();
+        *count += 1;
+        let creates = name == "openat" && (line.contains("O_CREAT") || line.contains("O_TRUNC"));
+        let ends = matches!(name.as_str(), "execve" | "exit_group");
+        if !ends && (all || creates || CHANGES.contains(&name.as_str())) {
+            points.push((name.clone(), *count));
+        }
+    }
+    points
+}
+
+/// Runs a program, stops it when the `when`-th call of `name` is done, does `meanwhile`, and lets it go on.
+pub fn stopped_after(
+    kit: &crate::Kit,
+    argv: &[OsString],
+    (name, when): (&str, usize),
+    meanwhile: impl FnOnce(),
+) -> Ran {
+    let log = kit.path("stopped");
+    let mut command = kit.command("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&log).args(["-e", &format!("trace={name}")]);
+    command.args(["-e", &format!("inject={name}:signal=STOP:when={when}"), "--"]).args(argv);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let pid = loop {
+        let seen = std::fs::read_to_string(&log).unwrap_or_default();
+        if let Some(line) = seen.lines().find(|line| line.contains("--- stopped by SIGSTOP")) {
+            break line.split_whitespace().next().unwrap().to_owned();
+        }
+        assert!(Instant::now() < until, "it did not stop at {name} {when}: {seen}");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    // Goes on also where `meanwhile` panics: nothing stays stopped.
+    let going_on = Continue(pid);
+    meanwhile();
+    drop(going_on);
+    Ran::of(child.wait_with_output().unwrap())
+}
+
+struct Continue(String);
+
+impl Drop for Continue {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
+    }
+}
+
 /// Runs a program and does `what` (`signal=KILL`, `error=EIO`) at the `when`-th call of `name`.
-pub fn inject(kit: &crate::Kit, argv: &[OsString], name: &str, what: &str, when: usize) {
+pub fn inject(kit: &crate::Kit, argv: &[OsString], name: &str, what: &str, when: usize) -> Ran {
     let mut command: Command = kit.command("strace");
     command.args([
         "-f",
@@ -41,6 +125,5 @@ pub fn inject(kit: &crate::Kit, argv: &[OsString], name: &str, what: &str, when:
         &format!("inject={name}:{what}:when={when}"),
         "--",
     ]);
-    command.args(argv).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().unwrap();
+    Ran::of(command.args(argv).stdin(Stdio::null()).output().unwrap())
 }

@@ -96,7 +96,7 @@ pub fn dumps(top: &str, files: &[FarFile], texts: &HashMap<String, Vec<u8>>) -> 
                     })
                 });
                 dump.dir = Some(format!("{}/{place}", top.trim_end_matches('/')));
-                listing.dumps.push(Entry { dump, place, fault });
+                listing.dumps.push(Entry { dump, place, fault, inodes: Vec::new() });
             }
             Err(error) => listing.unreadable.push(Unreadable { place, stem: Some(stem), error }),
         }

@@ -8,15 +8,16 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, companions, incomplete};
+use super::place::{Placing, put_in_place};
+use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, companions, complete, link};
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock, holder};
 use crate::name::{Stem, printable};
 use crate::record::Dump;
 use crate::report::{Kind, Report};
 
-const WORK: &str = "work";
-const DROP: &str = "drop";
+pub(super) const WORK: &str = "work";
+pub(super) const DROP: &str = "drop";
 const WORK_LOCK: &str = ".lock";
 const TEMP: &str = ".sidecar.new";
 
@@ -75,9 +76,7 @@ impl Locked<'_> {
         for name in dump.files.iter().map(|file| file.name.clone()).chain([dump.stem.sidecar()]) {
             ensure!(fsio::stat(target.as_fd(), &name)?.is_none(), "{name} is there already: nothing is overwritten");
         }
-        if let Some(why) = incomplete(work.dir.as_fd(), dump)? {
-            bail!("{why}");
-        }
+        complete(work.dir.as_fd(), dump)?;
         let sidecar = dump.to_sidecar();
         Dump::from_sidecar(&dump.stem, &sidecar).context("its sidecar could not be read back")?;
         // Made now, as a disk may be full when the dump is to be removed, and removing must not need room.
@@ -225,7 +224,11 @@ impl Locked<'_> {
             Err(error) => return Err(error).context("cannot open the work directories"),
         };
         for (name, _) in fsio::names(base.as_fd()).context("cannot list the work directories")? {
-            if let Err(error) = self.recover_work(base.as_fd(), &name) {
+            let recovered = match link::is_decided(&name) {
+                true => self.finish_links(base.as_fd(), &name),
+                false => self.recover_work(base.as_fd(), &name),
+            };
+            if let Err(error) = recovered {
                 report.fail(&self.store.path.join(BAK).join(WORK).join(&name).display().to_string(), &error);
             }
         }
@@ -306,21 +309,12 @@ fn remove_files(dir: BorrowedFd, dropped: BorrowedFd, stem: &Stem) -> Result<()>
 fn finish_add(top: BorrowedFd, base: BorrowedFd, work: BorrowedFd, stem: &Stem, place: &str) -> Result<()> {
     let Some(text) = fsio::read_file(work, &stem.sidecar(), SIDECAR_MAX)? else { bail!("the sidecar has vanished") };
     let dump = Dump::from_sidecar(stem, &text)?;
-    let target = fsio::make_place(top, place)?;
-    for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(work, &dump)?) {
-        fsio::move_file(work, target.as_fd(), &name)?;
-    }
-    if let Some(why) = incomplete(target.as_fd(), &dump)? {
-        bail!("{why}");
-    }
-    fsio::sync(target.as_fd())?;
-    fsio::move_file(work, target.as_fd(), &stem.sidecar())?;
-    fsio::sync(target.as_fd())?;
+    put_in_place(work, vec![Placing::of(top, work, &dump, place)?]).into_iter().collect::<Result<()>>()?;
     discard(base, stem.as_str())
 }
 
 /// Removes a work directory: its sidecar first, its lock last, so that whoever comes in between sees what it is.
-fn discard(base: BorrowedFd, name: &str) -> Result<()> {
+pub(super) fn discard(base: BorrowedFd, name: &str) -> Result<()> {
     let dir = match fsio::open_dir(base, name) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => return Ok(()),
@@ -385,35 +379,6 @@ impl Work {
     /// Opens one of the files made here, by name.
     pub fn open_file(&self, name: &str) -> Result<File> {
         fsio::open_file(self.dir.as_fd(), name)?.with_context(|| format!("{} was not made", printable(name)))
-    }
-
-    /// Hard-links all files and companions of `entry`, a dump of another store on the same file system, and makes sure
-    /// that what was linked is what its sidecar says: it may have been replaced since it was read.
-    pub fn link(&self, from: &Store, entry: &Entry) -> Result<()> {
-        let source = fsio::open_place(from.top(), &entry.place)?;
-        for name in from.names(entry)? {
-            match rustix::fs::linkat(&source, name.as_str(), &self.dir, name.as_str(), AtFlags::empty()) {
-                Ok(()) => {}
-                // NFS may say so of a link that it has just made itself; the check below tells.
-                Err(Errno::EXIST) => {}
-                Err(Errno::XDEV) => {
-                    return Err(Kind::Refused.says(format!(
-                        "{name} lies on another file system than {}: hard links cannot be made",
-                        self.path.display()
-                    )));
-                }
-                Err(Errno::NOENT) => bail!("its file {name} is missing"),
-                Err(Errno::MLINK) => bail!("{name} has as many hard links as the file system allows"),
-                Err(Errno::PERM) => {
-                    bail!("cannot link {name}: not permitted (is it another user's? see fs.protected_hardlinks)")
-                }
-                Err(error) => return Err(error).with_context(|| format!("cannot link {name}")),
-            }
-        }
-        match incomplete(self.dir.as_fd(), &entry.dump)? {
-            Some(why) => bail!("{why}"),
-            None => Ok(()),
-        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The hazard is a copy that looks whole and is not: its original goes as soon as it counts. So what was written is
 //! flushed, taken out of the cache where the kernel lets go of it, and read back; the sidecar's SHA-256 decides, and where
-//! there is none every byte of the original. Holes stay holes.
+//! there is none every byte of the original. Where the file system can share blocks between files the copy is such a
+//! clone, and needs no room; else holes stay holes.
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Advice, Mode, OFlags, SeekFrom};
@@ -13,25 +14,23 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use super::{Entry, Store, Work, incomplete};
+use super::{Entry, Store, Work, complete};
 use crate::fsio;
+use crate::units::show_size;
 
 const BLOCK: usize = 1 << 20;
 
 impl Work {
     /// Copies all files and companions of `entry`, a dump of another store, with their times and modes; they are flushed
-    /// and proved when this returns.
-    pub fn copy(&self, from: &Store, entry: &Entry) -> Result<()> {
+    /// and proved when this returns. `progress` is told of bytes that were copied, and again of each that was read back.
+    pub fn copy(&self, from: &Store, entry: &Entry, progress: &mut dyn FnMut(u64)) -> Result<()> {
         let source = fsio::open_place(from.top(), &entry.place)?;
         for name in from.names(entry)? {
             let Some(original) = fsio::open_file(source.as_fd(), &name)? else { bail!("its file {name} is missing") };
-            copy_file(&original, self.dir.as_fd(), &name).with_context(|| format!("cannot copy {name}"))?;
-            prove(entry, &name, &original, &self.open_file(&name)?)?;
+            copy_file(&original, self.dir.as_fd(), &name, progress).with_context(|| format!("cannot copy {name}"))?;
+            prove(entry, &name, &original, &self.open_file(&name)?, progress)?;
         }
-        match incomplete(self.dir.as_fd(), &entry.dump)? {
-            Some(why) => bail!("{why}"),
-            None => Ok(()),
-        }
+        complete(self.dir.as_fd(), &entry.dump)
     }
 }
 
@@ -48,7 +47,7 @@ impl Store {
             let copy = copy.with_context(|| format!("{name} is missing in {}", self.path().display()))?;
             let inode = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
             if inode(&original).context("cannot look at a file")? != inode(&copy).context("cannot look at a file")? {
-                prove(entry, &name, &original, &copy)?;
+                prove(entry, &name, &original, &copy, &mut |_| ())?;
             }
         }
         Ok(())
@@ -82,14 +81,37 @@ fn data(file: &File, at: u64, size: u64) -> Result<Option<(u64, u64)>> {
     Ok(Some((start, if end > start { end } else { size })))
 }
 
-fn copy_file(from: &File, dir: BorrowedFd, name: &str) -> Result<()> {
+fn copy_file(from: &File, dir: BorrowedFd, name: &str, progress: &mut dyn FnMut(u64)) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let to = File::from(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
     let meta = from.metadata()?;
-    to.set_len(meta.len())?;
+    // Any failure only means that the blocks cannot be shared.
+    if rustix::fs::ioctl_ficlone(&to, from).is_ok() {
+        progress(meta.len());
+    } else {
+        room(&to, meta.blocks().saturating_mul(512))?;
+        copy_data(from, &to, meta.len(), progress)?;
+    }
+    // Only root may give files away; for others the copy is theirs.
+    let _ = std::os::unix::fs::fchown(&to, Some(meta.uid()), Some(meta.gid()));
+    to.set_permissions(meta.permissions())?;
+    to.set_times(FileTimes::new().set_modified(meta.modified()?))?;
+    fsio::sync(to.as_fd())
+}
+
+/// Makes sure that a file which needs `need` bytes can be written: better said before than after hours.
+fn room(to: &File, need: u64) -> Result<()> {
+    let stat = rustix::fs::fstatvfs(to).context("cannot see how much is free")?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    ensure!(need <= free, "there is no room: it needs {}, and {} are free", show_size(need), show_size(free));
+    Ok(())
+}
+
+fn copy_data(from: &File, to: &File, size: u64, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    to.set_len(size)?;
     let mut block = vec![0; BLOCK];
-    let mut at = 0;
-    while let Some((start, end)) = data(from, at, meta.len())? {
+    let (mut at, mut told) = (0, 0);
+    while let Some((start, end)) = data(from, at, size)? {
         at = start;
         while at < end {
             // In bounds, and so no truncation: at most BLOCK.
@@ -102,32 +124,31 @@ fn copy_file(from: &File, dir: BorrowedFd, name: &str) -> Result<()> {
                 to.write_all_at(part, at).context("cannot write it")?;
             }
             at += got as u64;
+            progress(at - told);
+            told = at;
         }
     }
-    // Only root may give files away; for others the copy is theirs.
-    let _ = std::os::unix::fs::fchown(&to, Some(meta.uid()), Some(meta.gid()));
-    to.set_permissions(meta.permissions())?;
-    to.set_times(FileTimes::new().set_modified(meta.modified()?))?;
-    fsio::sync(to.as_fd())
+    progress(size - told);
+    Ok(())
 }
 
 /// Whether `copy` holds what the file `name` of the dump must hold.
-fn prove(entry: &Entry, name: &str, original: &File, copy: &File) -> Result<()> {
+fn prove(entry: &Entry, name: &str, original: &File, copy: &File, progress: &mut dyn FnMut(u64)) -> Result<()> {
     // Where this does nothing, the cache is believed.
     let _ = rustix::fs::fadvise(copy, 0, None, Advice::DontNeed);
     let file = entry.dump.files.iter().find(|file| file.name == name);
     match file.and_then(|file| file.sha256.as_ref()) {
         Some(expected) => {
-            let found = hash(copy).with_context(|| format!("cannot read {name} back"))?;
+            let found = hash(copy, progress).with_context(|| format!("cannot read {name} back"))?;
             ensure!(found == *expected, "{name} is damaged: the SHA-256 of its copy is {found} instead of {expected}");
         }
-        None => ensure!(equal(original, copy)?, "the copy of {name} differs from it"),
+        None => ensure!(equal(original, copy, progress)?, "the copy of {name} differs from it"),
     }
     Ok(())
 }
 
 /// The SHA-256 of a file. Holes are hashed without being read.
-fn hash(file: &File) -> Result<String> {
+fn hash(file: &File, progress: &mut dyn FnMut(u64)) -> Result<String> {
     let size = file.metadata()?.len();
     let zeros = vec![0; BLOCK];
     let mut block = vec![0; BLOCK];
@@ -142,12 +163,13 @@ fn hash(file: &File) -> Result<String> {
             ensure!(got > 0, "it became shorter meanwhile");
             hasher.update(if hole { &zeros[..got] } else { &block[..got] });
             at += got as u64;
+            progress(got as u64);
         }
     }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn equal(one: &File, other: &File) -> Result<bool> {
+fn equal(one: &File, other: &File, progress: &mut dyn FnMut(u64)) -> Result<bool> {
     let (mut ours, mut theirs) = (vec![0; BLOCK], vec![0; BLOCK]);
     let mut at = 0;
     loop {
@@ -156,7 +178,10 @@ fn equal(one: &File, other: &File) -> Result<bool> {
             return Ok(other.read_at(&mut theirs[..1], at).context("cannot read a file back")? == 0);
         }
         match other.read_exact_at(&mut theirs[..got], at) {
-            Ok(()) if ours[..got] == theirs[..got] => at += got as u64,
+            Ok(()) if ours[..got] == theirs[..got] => {
+                at += got as u64;
+                progress(got as u64);
+            }
             Ok(()) => return Ok(false),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(false),
             Err(error) => return Err(error).context("cannot read a file back"),
@@ -179,6 +204,10 @@ mod tests {
         file
     }
 
+    fn same(one: &File, other: &File) -> bool {
+        equal(one, other, &mut |_| ()).unwrap()
+    }
+
     #[test]
     fn copies_are_equal_and_as_sparse() {
         let dir = tempfile::tempdir().unwrap();
@@ -196,16 +225,18 @@ mod tests {
         ];
         for (name, parts, size) in table {
             let original = file(parts, size);
-            copy_file(&original, top.as_fd(), name).unwrap();
+            let mut told = 0;
+            copy_file(&original, top.as_fd(), name, &mut |bytes| told += bytes).unwrap();
+            assert_eq!(told, size, "{name}: progress");
             let copy = File::open(dir.path().join(name)).unwrap();
-            assert!(equal(&original, &copy).unwrap() && equal(&copy, &original).unwrap(), "{name}");
+            assert!(same(&original, &copy) && same(&copy, &original), "{name}");
             assert_eq!(copy.metadata().unwrap().len(), size, "{name}");
             let blocks = |file: &File| file.metadata().unwrap().blocks();
             assert!(blocks(&copy) <= blocks(&original) + 64, "{name}");
             let whole = std::fs::read(dir.path().join(name)).unwrap();
             let expected: String = Sha256::digest(&whole).iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(hash(&copy).unwrap(), expected, "{name}");
-            assert!(copy_file(&original, top.as_fd(), name).is_err(), "{name} must not be overwritten");
+            assert_eq!(hash(&copy, &mut |_| ()).unwrap(), expected, "{name}");
+            assert!(copy_file(&original, top.as_fd(), name, &mut |_| ()).is_err(), "{name} must not be overwritten");
         }
     }
 
@@ -219,8 +250,9 @@ mod tests {
             file(&[], 5 << 20),
             file(&[], 0),
         ] {
-            assert!(!equal(&base, &other).unwrap() && !equal(&other, &base).unwrap());
-            assert_ne!(hash(&base).unwrap(), hash(&other).unwrap());
+            assert!(!same(&base, &other) && !same(&other, &base));
+            let hash = |file| hash(file, &mut |_| ()).unwrap();
+            assert_ne!(hash(&base), hash(&other));
         }
     }
 }
