@@ -72,20 +72,18 @@ pub fn linked(plan: &Plan) -> Vec<&Item> {
 
 /// Does with `facts` what carrying out the plan would do: links, then drops what was replaced.
 pub fn carry_out(facts: &mut Facts, plan: &Plan, now: Time) {
-    for item in &plan.items {
+    for item in linked(plan) {
+        let note = item.note(now);
         for guest in &mut facts.guests {
             let good = guest.local.iter().find(|dump| dump.id == item.id && dump.fault.is_none());
             let Some(dump) = good else { continue };
-            let note = item.note(now);
-            if item.decision == Decision::Linked {
-                let linked = Local { cost: item.cost.unwrap(), ..dump.clone() };
-                guest.pending.push(Pending { rank: note.rank, ..pending(&linked, note.at) });
-            }
+            let linked = Local { cost: item.cost.unwrap(), ..dump.clone() };
+            guest.pending.push(Pending { rank: note.rank, ..pending(&linked, note.at) });
         }
-        if item.decision == Decision::Replaced {
-            for guest in &mut facts.guests {
-                guest.pending.retain(|dump| dump.id != item.id);
-            }
+    }
+    for item in plan.items.iter().filter(|item| item.decision == Decision::Replaced) {
+        for guest in &mut facts.guests {
+            guest.pending.retain(|dump| dump.id != item.id);
         }
     }
 }

@@ -45,7 +45,7 @@ pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Opti
                 item.place = Some((old.since, old.rank));
                 if budget.is_oversized(old.expected) && !budget.is_oversized(candidate.dump.cost) {
                     pending.retain(|dump| dump.id != old.id);
-                    grown = !cheaper_only;
+                    grown = true;
                 }
             }
             !taken
