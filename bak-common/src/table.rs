@@ -23,3 +23,8 @@ pub fn table(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = 
     }
     table.trim_fmt()
 }
+
+/// How many characters fit into a line of the terminal, if standard output is one and says so.
+pub fn width() -> Option<usize> {
+    Table::new().width().map(usize::from)
+}

@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::str::FromStr;
 
+use crate::ahead::{self, Ahead};
 use crate::apply::{Outcome, Run, destination};
 use crate::output::{Results, show};
 
@@ -26,6 +27,7 @@ Examples:
   bak-link -n --explain                  what would go, what would not, and why
   bak-dump --all | bak-link - | bak-sync -
   bak-link --only 'db-*' --force         these, due or not
+  bak-link --forecast 30d --limit 10G/day    when each goes, what waits, which limit is enough
 
 Each guest whose newest good dump is newer than what was sent of it is due. They go by
 priority, then who was never sent, then the most stale, as far as the limits reach; what
@@ -60,6 +62,8 @@ struct Args {
     /// What a dump is expected to cost
     #[arg(long, value_name = "HOW", default_value = "size")]
     cost: Cost,
+    #[command(flatten)]
+    ahead: Ahead,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -151,7 +155,9 @@ fn named(name: &str) -> Dest {
 }
 
 pub fn run() -> Result<u8> {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    // It changes nothing, and may be asked for another time.
+    args.common.dry_run |= args.ahead.forecast.is_some();
     let mut session = args.common.session(PROGRAM)?;
     let store = Store::open(&args.places.store(&session.config)?)?;
     if args.common.check_config {
@@ -160,6 +166,10 @@ pub fn run() -> Result<u8> {
     // The only way so far: a dump costs its size.
     let Cost::Size = args.cost;
     let dests = args.destinations(&mut session)?;
+    if args.ahead.forecast.is_some() {
+        let rules = ahead::Rules { oversize: args.oversize == Oversize::First, overdraft: args.overdraft };
+        return ahead::run(&args.ahead, &rules, &session, &store, &dests);
+    }
     // Wrong patterns are found before a long wait for the program before.
     args.selection(&[])?;
     let pass_on = args.input.is_some();

@@ -1,0 +1,275 @@
+//! One play: pass by pass, dumps arrive, the planner decides, bak-sync carries. Pure.
+//!
+//! Of each guest only those dumps are kept that the planner can still ask for, so that a year of a thousand guests stays
+//! quick; [`trim`] says which.
+
+use bak_common::calendar::Time;
+use bak_common::name::DumpId;
+use bak_common::units::{Limit, Period};
+use std::collections::HashMap;
+
+use super::carry::{Room, Way, carry};
+use super::stage::{Stage, lag, newest_unsent};
+use crate::budget::{Cap, period_start};
+use crate::plan::{self, Decision, Item, Local, Pending, Sent, plan};
+
+/// A dump that goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// Its guest's place in the list.
+    pub guest: usize,
+    pub id: DumpId,
+    /// The pass that it was linked for (earlier than the forecast if it was pending), and the one that it arrives in.
+    pub linked: Time,
+    pub at: Time,
+    /// Staleness when it was linked; absent if nothing of the guest had been sent, or if it was pending.
+    pub staleness_s: Option<i64>,
+    pub cost: u64,
+    pub wire: u64,
+    /// Passes of the forecast that carried some of it.
+    pub passes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassPlayed {
+    pub at: Time,
+    /// Dumps that arrived, and bytes on the wire.
+    pub sent: u64,
+    pub carried: u64,
+    /// Dumps, and bytes, that are due or pending when it ends.
+    pub waiting_dumps: u64,
+    pub waiting: u64,
+}
+
+/// What became of a guest's dumps; those that were there and unsent when the play began count, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub made: u64,
+    pub sent: u64,
+    pub superseded: u64,
+    pub waiting: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Played {
+    pub passes: Vec<PassPlayed>,
+    pub sends: Vec<Sending>,
+    /// By guest: staleness after each pass that counts.
+    pub lags: Vec<Vec<i64>>,
+    pub counts: Vec<Count>,
+    /// The first guest that was staler than it may be, and after which pass.
+    pub over: Option<(usize, Time)>,
+}
+
+/// Where a play has come to.
+struct Scene<'a> {
+    stage: &'a Stage,
+    facts: plan::Facts,
+    ways: Vec<Way>,
+    /// By guest: how many of its dumps to come have come.
+    come: Vec<usize>,
+    /// Guests by what they are called.
+    named: HashMap<&'a str, Vec<usize>>,
+    traffic: Vec<(Time, u64)>,
+    /// Staleness of what is on its way, when it was linked.
+    staleness: HashMap<DumpId, i64>,
+    played: Played,
+}
+
+/// Plays all passes up to `until` under `limits`. `strict` ends it as soon as somebody is staler than they may be.
+pub fn play(stage: &Stage, limits: &[Limit], until: Time, strict: bool) -> Played {
+    let mut scene = Scene::new(stage, limits);
+    for at in stage.passes.iter().take_while(|at| **at <= until) {
+        scene.arrive(*at);
+        scene.pass(*at);
+        if strict && scene.played.over.is_some() {
+            return scene.played;
+        }
+    }
+    scene.arrive(until);
+    scene.finish()
+}
+
+impl<'a> Scene<'a> {
+    fn new(stage: &'a Stage, limits: &[Limit]) -> Self {
+        let guests: Vec<plan::Guest> = stage.guests.iter().map(|guest| guest.start.clone()).collect();
+        let mut named: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, guest) in stage.guests.iter().enumerate() {
+            named.entry(guest.start.key.vm.as_str()).or_default().push(at);
+        }
+        let counts = stage.guests.iter().map(|guest| guest.count).collect();
+        let caps = limits.iter().map(|limit| Cap { limit: *limit, used: 0 }).collect();
+        Self {
+            stage,
+            facts: plan::Facts { guests, caps, passes: stage.finished.clone() },
+            ways: stage.ways.clone(),
+            come: vec![0; stage.guests.len()],
+            named,
+            traffic: stage.traffic.clone(),
+            staleness: HashMap::new(),
+            played: Played { counts, lags: vec![Vec::new(); stage.guests.len()], ..Played::default() },
+        }
+    }
+
+    /// Dumps that are finished by `now` are in the store.
+    fn arrive(&mut self, now: Time) {
+        for (at, guest) in self.facts.guests.iter_mut().enumerate() {
+            let coming = &self.stage.guests[at].coming;
+            while let Some(dump) = coming.get(self.come[at]).filter(|dump| dump.finished <= now) {
+                self.come[at] += 1;
+                let count = &mut self.played.counts[at];
+                count.made += 1;
+                count.superseded += u64::from(newest_unsent(guest).is_some());
+                let (id, started, finished, cost) = (dump.id.clone(), dump.started, dump.finished, dump.cost);
+                guest.local.push(Local { id, started, finished, cost, fault: None, selected: true });
+                trim(guest);
+            }
+        }
+    }
+
+    fn pass(&mut self, now: Time) {
+        for cap in &mut self.facts.caps {
+            let start = period_start(cap.limit.period, now, self.stage.zone);
+            let counted = |start: Time| self.traffic.iter().filter(move |(at, _)| *at >= start).map(|(_, bytes)| bytes);
+            cap.used = start.map_or(0, |start| counted(start).fold(0, |sum, bytes| sum.saturating_add(*bytes)));
+        }
+        let options = plan::Options { now, ..self.stage.options.clone() };
+        let plan = plan(&self.facts, &options);
+        let linked = plan.items.iter().take_while(|item| item.decision == Decision::Linked);
+        linked.for_each(|item| self.link(item, now));
+        let over = plan.items.iter().filter(|item| item.decision == Decision::OverLimit);
+        let (dumps, bytes) = over.fold((0, 0_u64), |(n, sum), item| (n + 1, sum.saturating_add(item.cost.unwrap_or(0))));
+        let room = self.room();
+        let carried = carry(&mut self.ways, room, options.overdraft);
+        self.traffic.push((now, carried.saturating_add(self.stage.overhead)));
+        let (arrived, left) = std::mem::take(&mut self.ways).into_iter().partition(|way| way.left == 0);
+        self.ways = left;
+        let waiting = self.ways.iter().fold(bytes, |sum, way| sum.saturating_add(way.left));
+        let waiting_dumps = dumps + self.ways.len() as u64;
+        let sent = arrived.len() as u64;
+        arrived.into_iter().for_each(|way| self.sent(way, now));
+        self.begun();
+        self.facts.passes.push(now);
+        self.played.passes.push(PassPlayed { at: now, sent, carried, waiting_dumps, waiting });
+        self.judge(now);
+    }
+
+    /// What limits leave for a pass; what it takes beside its dumps is taken off first.
+    fn room(&self) -> Room {
+        let left = |pass: bool| {
+            let caps = self.facts.caps.iter().filter(|cap| (cap.limit.period == Period::Pass) == pass);
+            caps.map(|cap| cap.limit.bytes.saturating_sub(cap.used)).min().unwrap_or(u64::MAX)
+        };
+        Room { pass: left(true), period: left(false).saturating_sub(self.stage.overhead) }
+    }
+
+    /// The guest that the dump called `id` is of.
+    fn owner(&self, id: &DumpId) -> Option<usize> {
+        let vm = id.as_str().rsplit_once('@')?.0;
+        let holds = |at: &&usize| self.facts.guests[**at].local.iter().any(|dump| dump.id == *id);
+        self.named.get(vm)?.iter().find(holds).copied()
+    }
+
+    fn link(&mut self, item: &Item, now: Time) {
+        let Some(at) = self.owner(&item.id) else { return };
+        let guest = &mut self.facts.guests[at];
+        let Some(dump) = guest.local.iter().find(|dump| dump.id == item.id) else { return };
+        let cost = item.cost.unwrap_or(dump.cost);
+        let wire = self.stage.guests[at].wires.get(&dump.started).copied().unwrap_or(cost);
+        // What it replaces, where the planner lets it.
+        let before = self.ways.len();
+        self.ways.retain(|way| way.guest != at || way.id == item.id);
+        self.played.counts[at].superseded += (before - self.ways.len()) as u64;
+        guest.pending.retain(|dump| dump.fault.is_some());
+        self.ways.push(Way {
+            guest: at,
+            id: item.id.clone(),
+            started: dump.started,
+            linked: now,
+            rank: item.rank.unwrap_or(0),
+            failed: false,
+            cost,
+            wire,
+            left: wire,
+            passes: 0,
+        });
+        if let Some(staleness) = item.staleness_s {
+            self.staleness.insert(item.id.clone(), staleness);
+        }
+        let (id, started) = (dump.id.clone(), dump.started);
+        guest.pending.push(Pending { id, started, cost, tries: 0, error: None, fault: None });
+    }
+
+    fn sent(&mut self, way: Way, at: Time) {
+        let guest = &mut self.facts.guests[way.guest];
+        guest.pending.retain(|dump| dump.id != way.id);
+        guest.sent.push(Sent { id: way.id.clone(), started: way.started, at });
+        trim(guest);
+        self.played.counts[way.guest].sent += 1;
+        self.played.sends.push(Sending {
+            guest: way.guest,
+            staleness_s: self.staleness.remove(&way.id),
+            id: way.id,
+            linked: way.linked,
+            at,
+            cost: way.cost,
+            wire: way.wire,
+            passes: way.passes,
+        });
+    }
+
+    /// What a pass began to carry is noted as such; a failure before is forgotten.
+    fn begun(&mut self) {
+        for way in self.ways.iter().filter(|way| way.passes > 0) {
+            for dump in self.facts.guests[way.guest].pending.iter_mut().filter(|dump| dump.id == way.id) {
+                dump.tries = dump.tries.max(way.passes);
+                dump.error = None;
+            }
+        }
+    }
+
+    fn judge(&mut self, now: Time) {
+        if now < self.stage.judged_from {
+            return;
+        }
+        for (at, guest) in self.facts.guests.iter().enumerate().filter(|(_, guest)| guest.sync) {
+            let Some(lag) = lag(guest, now) else { continue };
+            self.played.lags[at].push(lag);
+            if u64::try_from(lag).unwrap_or(0) > self.stage.guests[at].target_s {
+                self.played.over.get_or_insert((at, now));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Played {
+        for (count, guest) in self.played.counts.iter_mut().zip(&self.facts.guests) {
+            let pending = guest.pending.iter().filter(|dump| dump.fault.is_none()).count() as u64;
+            count.waiting = pending + u64::from(newest_unsent(guest).is_some());
+        }
+        self.played
+    }
+}
+
+/// Drops what no plan will ask for. It asks for the newest dump; for the first one that made the guest due, from which
+/// its wait counts; for the oldest of all, from which the guest is known; and, while one is pending, for those after that
+/// one, as the wait will count anew when it has gone. Of what was sent, for the newest and the oldest.
+pub fn trim(guest: &mut plan::Guest) {
+    let sent = |first: bool| {
+        let by = |dump: &&Sent| (dump.started, dump.id.clone());
+        if first { guest.sent.iter().min_by_key(by) } else { guest.sent.iter().max_by_key(by) }.cloned()
+    };
+    let kept: Vec<Sent> = sent(true).into_iter().chain(sent(false).filter(|_| guest.sent.len() > 1)).collect();
+    guest.sent = kept;
+    let last = guest.sent.iter().map(|dump| dump.started).max();
+    let going = guest.pending.iter().map(|dump| dump.started).min();
+    let due = |dump: &Local| {
+        last.is_none_or(|last| u64::try_from(dump.started.since(last)).unwrap_or(0) > guest.stale_after_s)
+    };
+    let first_due = guest.local.iter().filter(|dump| due(dump)).min_by_key(|dump| dump.finished).map(|dump| dump.id.clone());
+    let oldest = guest.local.iter().min_by_key(|dump| dump.started).map(|dump| dump.id.clone());
+    let newest = guest.local.iter().max_by_key(|dump| dump.started).map(|dump| dump.id.clone());
+    guest.local.retain(|dump| {
+        let asked = [&first_due, &oldest, &newest].into_iter().any(|id| id.as_ref() == Some(&dump.id));
+        asked || going.is_some_and(|going| dump.started >= going)
+    });
+}
