@@ -29,7 +29,7 @@ mod search;
 mod stage;
 
 pub use play::{PassPlayed, Sending};
-pub use search::Smallest;
+pub use search::{Smallest, spell};
 
 use play::{Played, play};
 use stage::Stage;
@@ -141,7 +141,7 @@ pub struct Forecast {
     pub guests: Vec<Outlook>,
     /// Whether what waits does not grow; `None` where there are too few passes to tell.
     pub stable: Option<bool>,
-    /// For each limit, by itself, the smallest that keeps everybody within their target.
+    /// For each period with a limit, the smallest that keeps everybody within their target.
     pub smallest: Vec<Smallest>,
 }
 
@@ -193,6 +193,7 @@ fn stable(passes: &[PassPlayed]) -> Option<bool> {
         return None;
     }
     let most = |passes: &[PassPlayed]| passes.iter().map(|pass| pass.waiting).max().unwrap_or(0);
-    let (second, last) = (most(&passes[passes.len() - 2 * third..passes.len() - third]), most(&passes[passes.len() - third..]));
+    let (second, last) =
+        (most(&passes[passes.len() - 2 * third..passes.len() - third]), most(&passes[passes.len() - third..]));
     Some(last <= second.saturating_add(second / 20))
 }

@@ -114,7 +114,7 @@ struct Summary<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum SmallestLine {
-    Enough { limit: Limit },
+    Enough { limit: Limit, alone: bool },
     Never { period: &'static str, never: String },
 }
 
@@ -202,7 +202,7 @@ fn summary<'a>(told: &'a Told, forecast: &'a Forecast) -> Summary<'a> {
 
 fn smallest(told: &Told, found: &Smallest) -> SmallestLine {
     match found {
-        Smallest::Enough(limit) => SmallestLine::Enough { limit: *limit },
+        Smallest::Enough { limit, alone } => SmallestLine::Enough { limit: *limit, alone: *alone },
         Smallest::Never { period, guest, at } => {
             SmallestLine::Never { period: period_name(*period), never: never(told, *guest, *at) }
         }

@@ -11,7 +11,7 @@ use bak_common::units::{show_duration, show_size};
 use super::plot::{Canvas, plot};
 use super::{Subject, Told, lines};
 use crate::budget::show_limit;
-use crate::forecast::{Forecast, Outlook, Smallest};
+use crate::forecast::{Forecast, Outlook, Smallest, spell};
 
 /// Where a terminal does not say how wide it is.
 const WIDTH: usize = 80;
@@ -152,7 +152,9 @@ fn verdicts(session: &Session, told: &Told) -> Vec<String> {
     }
     let assumed = told.subjects.iter().filter(|subject| subject.concerned && subject.target == "assumed").count();
     if assumed > 0 {
-        text.push(format!("Target 7 d is assumed for {assumed}: neither stale_after nor sent_max_age is set (--target)."));
+        text.push(format!(
+            "Target 7 d is assumed for {assumed}: neither stale_after nor sent_max_age is set (--target)."
+        ));
     }
     text.push(match forecast.stable {
         Some(true) => "Stable: what waits does not grow.".into(),
@@ -160,9 +162,17 @@ fn verdicts(session: &Session, told: &Told) -> Vec<String> {
         None => "Too few passes to tell whether it is stable.".into(),
     });
     text.extend(forecast.smallest.iter().map(|found| match found {
-        Smallest::Enough(limit) => {
-            let by_itself = if forecast.smallest.len() > 1 { ", by itself" } else { "" };
-            format!("The smallest limit that keeps all within target: {} (--limit {}){by_itself}.", show_limit(*limit), limit)
+        Smallest::Enough { limit, alone } => {
+            let beside = match (alone, forecast.smallest.len()) {
+                (true, _) => " by itself (with the others, none does)",
+                (false, 1) => "",
+                (false, _) => " beside the others",
+            };
+            format!(
+                "The smallest limit a {} that keeps all within target{beside}: {}.",
+                lines::period_name(limit.period),
+                spell(*limit)
+            )
         }
         Smallest::Never { period, guest, at } => {
             format!("No limit a {} is enough: {}.", lines::period_name(*period), lines::never(told, *guest, *at))

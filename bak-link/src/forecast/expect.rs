@@ -60,7 +60,10 @@ pub fn expect(guest: &Guest, now: Time, until: Time, zone: Zone) -> Expected {
             return stopped(&format!("was dumped once only, {} ago", show_duration(age)));
         }
         let assumed = every(DAY_S, newest.started, zone);
-        return Expected { rhythm: format!("{assumed} (assumed)"), ..sizes.dumps(guest, &assumed, newest.started, now, until) };
+        return Expected {
+            rhythm: format!("{assumed} (assumed)"),
+            ..sizes.dumps(guest, &assumed, newest.started, now, until)
+        };
     };
     let missing = rhythm.between(newest.started.plus(rhythm.spacing() / 2), now).len();
     let recent = &times[times.len().saturating_sub(8)..];

@@ -138,7 +138,8 @@ impl<'a> Scene<'a> {
         let linked = plan.items.iter().take_while(|item| item.decision == Decision::Linked);
         linked.for_each(|item| self.link(item, now));
         let over = plan.items.iter().filter(|item| item.decision == Decision::OverLimit);
-        let (dumps, bytes) = over.fold((0, 0_u64), |(n, sum), item| (n + 1, sum.saturating_add(item.cost.unwrap_or(0))));
+        let (dumps, bytes) =
+            over.fold((0, 0_u64), |(n, sum), item| (n + 1, sum.saturating_add(item.cost.unwrap_or(0))));
         let room = self.room();
         let carried = carry(&mut self.ways, room, options.overdraft);
         self.traffic.push((now, carried.saturating_add(self.stage.overhead)));
@@ -265,7 +266,8 @@ pub fn trim(guest: &mut plan::Guest) {
     let due = |dump: &Local| {
         last.is_none_or(|last| u64::try_from(dump.started.since(last)).unwrap_or(0) > guest.stale_after_s)
     };
-    let first_due = guest.local.iter().filter(|dump| due(dump)).min_by_key(|dump| dump.finished).map(|dump| dump.id.clone());
+    let first_due =
+        guest.local.iter().filter(|dump| due(dump)).min_by_key(|dump| dump.finished).map(|dump| dump.id.clone());
     let oldest = guest.local.iter().min_by_key(|dump| dump.started).map(|dump| dump.id.clone());
     let newest = guest.local.iter().max_by_key(|dump| dump.started).map(|dump| dump.id.clone());
     guest.local.retain(|dump| {

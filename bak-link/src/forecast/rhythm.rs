@@ -127,8 +127,7 @@ fn day_begin(walls: &[NaiveDateTime]) -> i64 {
 /// The pattern that describes `dates` best.
 fn pattern(dates: &[NaiveDate]) -> Option<Pattern> {
     let (first, last) = (*dates.first()?, *dates.last()?);
-    let mut steps: Vec<i64> =
-        dates.windows(2).map(|pair| pair[1].signed_duration_since(pair[0]).num_days()).collect();
+    let mut steps: Vec<i64> = dates.windows(2).map(|pair| pair[1].signed_duration_since(pair[0]).num_days()).collect();
     steps.sort_unstable();
     let shortest = *steps.first()?;
     // What happened once where there is more to go by is a hole, or the seam between what was thinned out and what not.
@@ -228,7 +227,8 @@ impl std::fmt::Display for Rhythm {
             Pattern::Every(7, date) => write!(f, "{}", self.weekday(date.weekday(), slots, *begin))?,
             Pattern::Every(days, _) => write!(f, "every {days} d")?,
             Pattern::Week(days) => {
-                let named = (0..7_u8).filter(|day| days[usize::from(*day)]).filter_map(|day| Weekday::try_from(day).ok());
+                let named =
+                    (0..7_u8).filter(|day| days[usize::from(*day)]).filter_map(|day| Weekday::try_from(day).ok());
                 let named: Vec<String> = named.map(|day| self.weekday(day, slots, *begin).to_string()).collect();
                 write!(f, "{}", if named.len() == 7 { "daily".to_owned() } else { named.join(",") })?;
             }
@@ -312,12 +312,7 @@ mod tests {
                 "20 12:00 21 08:00 12:00",
             ),
             ("a dump by hand at noon", format!("{} 19 12:10", nights(12..20)), "daily 02:00", "21 02:00"),
-            (
-                "a start that wanders",
-                "15 02:10 16 02:00 17 02:31 18 02:05 19 02:12".into(),
-                "daily 02:10",
-                "21 02:10",
-            ),
+            ("a start that wanders", "15 02:10 16 02:00 17 02:31 18 02:05 19 02:12".into(), "daily 02:10", "21 02:10"),
             (
                 "around midnight",
                 "15 23:55 17 00:05 18 00:02 18 23:58 20 00:01".into(),
@@ -326,12 +321,7 @@ mod tests {
             ),
             ("monthly", "8-15 01:00 9-15 01:00 10-15 01:00 11-15 01:00".into(), "monthly on 15 01:00", "12-15 01:00"),
             ("at the end of months", "8-31 01:00 9-30 01:00 10-31 01:00".into(), "monthly on 31 01:00", "30 01:00"),
-            (
-                "hourly",
-                "20 03:00 04:00 05:00 06:00 07:00 08:00 09:00".into(),
-                "every 60 min",
-                "20 10:00 11:00",
-            ),
+            ("hourly", "20 03:00 04:00 05:00 06:00 07:00 08:00 09:00".into(), "every 60 min", "20 10:00 11:00"),
             (
                 "every six hours",
                 "18 00:00 06:00 12:00 18:00 19 00:00 06:00 12:00 18:00 20 00:00 06:00".into(),

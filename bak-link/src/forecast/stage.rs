@@ -189,7 +189,8 @@ fn superseded(guest: &plan::Guest) -> u64 {
     let sent: HashSet<&DumpId> = guest.sent.iter().map(|dump| &dump.id).collect();
     let last = guest.sent.iter().map(|dump| dump.started).max();
     let pending = |id: &DumpId| guest.pending.iter().any(|dump| dump.id == *id && dump.fault.is_none());
-    let unsent = guest.local.iter().filter(|dump| last.is_none_or(|last| dump.started > last) && !sent.contains(&dump.id));
+    let unsent =
+        guest.local.iter().filter(|dump| last.is_none_or(|last| dump.started > last) && !sent.contains(&dump.id));
     let ids: HashSet<&DumpId> = unsent.map(|dump| &dump.id).filter(|id| !pending(id)).collect();
     ids.len() as u64 - u64::from(newest_unsent(guest).is_some())
 }
