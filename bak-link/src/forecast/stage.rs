@@ -62,8 +62,7 @@ impl Stage {
         let (rhythm, passes) = passes(facts, options, search_until);
         let guests: Vec<Guest> = facts.guests.iter().map(|guest| stage(guest, options, search_until)).collect();
         let ways = facts.guests.iter().enumerate().flat_map(|(at, guest)| ways(at, guest, now)).collect();
-        let over = |guest: &Guest| lag(&guest.start, now).is_some_and(|lag| lag > guest.target_s as i64);
-        let behind = guests.iter().any(over);
+        let behind = facts.guests.iter().any(|guest| behind(guest, facts, now));
         Self {
             guests,
             ways,
@@ -94,6 +93,14 @@ impl Stage {
         let why = format!("its copy in the outbox is not good ({broken}), and no newer dump is to come");
         guest.coming.is_empty().then_some(why)
     }
+}
+
+/// Whether the last pass left a guest staler than it may be.
+fn behind(guest: &super::Guest, facts: &Facts, now: Time) -> bool {
+    let last = facts.passes.iter().map(|pass| pass.0).max().unwrap_or(now);
+    let mut then = guest.plan.clone();
+    then.local.retain(|dump| dump.fault.is_none() && dump.finished <= last);
+    then.sync && lag(&then, last).is_some_and(|lag| u64::try_from(lag).unwrap_or(0) > guest.target_s)
 }
 
 /// When passes happen: as the user says, as they did, or else daily from now on.
