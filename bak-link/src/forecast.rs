@@ -26,6 +26,7 @@ mod rhythm;
 #[cfg(test)]
 mod samples;
 mod search;
+mod shelf;
 mod stage;
 
 pub use play::{PassPlayed, Sending};

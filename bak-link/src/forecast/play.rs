@@ -1,7 +1,4 @@
 //! One play: pass by pass, dumps arrive, the planner decides, bak-sync carries. Pure.
-//!
-//! Of each guest only those dumps are kept that the planner can still ask for, so that a year of a thousand guests stays
-//! quick; [`trim`] says which.
 
 use bak_common::calendar::Time;
 use bak_common::name::DumpId;
@@ -9,7 +6,8 @@ use bak_common::units::{Limit, Period};
 use std::collections::HashMap;
 
 use super::carry::{Room, Way, carry};
-use super::stage::{Stage, lag, newest_unsent};
+use super::shelf::Shelf;
+use super::stage::Stage;
 use crate::budget::{Cap, period_start};
 use crate::plan::{self, Decision, Item, Local, Pending, Sent, plan};
 
@@ -65,6 +63,8 @@ pub struct Played {
 struct Scene<'a> {
     stage: &'a Stage,
     facts: plan::Facts,
+    /// By guest: the dumps in the store.
+    shelves: Vec<Shelf>,
     ways: Vec<Way>,
     /// By guest: how many of its dumps to come have come.
     come: Vec<usize>,
@@ -102,6 +102,7 @@ impl<'a> Scene<'a> {
         Self {
             stage,
             facts: plan::Facts { guests, caps, passes: stage.finished.clone() },
+            shelves: stage.guests.iter().map(|guest| guest.shelf.clone()).collect(),
             ways: stage.ways.clone(),
             come: vec![0; stage.guests.len()],
             named,
@@ -113,16 +114,15 @@ impl<'a> Scene<'a> {
 
     /// Dumps that are finished by `now` are in the store.
     fn arrive(&mut self, now: Time) {
-        for (at, guest) in self.facts.guests.iter_mut().enumerate() {
+        for (at, (guest, shelf)) in self.facts.guests.iter_mut().zip(&mut self.shelves).enumerate() {
             let coming = &self.stage.guests[at].coming;
             while let Some(dump) = coming.get(self.come[at]).filter(|dump| dump.finished <= now) {
                 self.come[at] += 1;
                 let count = &mut self.played.counts[at];
                 count.made += 1;
-                count.superseded += u64::from(newest_unsent(guest).is_some());
+                count.superseded += u64::from(shelf.unsent(guest).is_some());
                 let (id, started, finished, cost) = (dump.id.clone(), dump.started, dump.finished, dump.cost);
-                guest.local.push(Local { id, started, finished, cost, fault: None, selected: true });
-                trim(guest);
+                shelf.add(guest, Local { id, started, finished, cost, fault: None, selected: true });
             }
         }
     }
@@ -205,7 +205,7 @@ impl<'a> Scene<'a> {
         let guest = &mut self.facts.guests[way.guest];
         guest.pending.retain(|dump| dump.id != way.id);
         guest.sent.push(Sent { id: way.id.clone(), started: way.started, at });
-        trim(guest);
+        self.shelves[way.guest].gone(guest);
         self.played.counts[way.guest].sent += 1;
         self.played.sends.push(Sending {
             guest: way.guest,
@@ -233,8 +233,9 @@ impl<'a> Scene<'a> {
         if now < self.stage.judged_from {
             return;
         }
-        for (at, guest) in self.facts.guests.iter().enumerate().filter(|(_, guest)| guest.sync) {
-            let Some(lag) = lag(guest, now) else { continue };
+        let guests = self.facts.guests.iter().zip(&self.shelves).enumerate();
+        for (at, (guest, shelf)) in guests.filter(|(_, (guest, _))| guest.sync) {
+            let Some(lag) = shelf.lag(guest, now) else { continue };
             self.played.lags[at].push(lag);
             if u64::try_from(lag).unwrap_or(0) > self.stage.guests[at].target_s {
                 self.played.over.get_or_insert((at, now));
@@ -243,35 +244,9 @@ impl<'a> Scene<'a> {
     }
 
     fn finish(mut self) -> Played {
-        for (count, guest) in self.played.counts.iter_mut().zip(&self.facts.guests) {
-            let pending = guest.pending.iter().filter(|dump| dump.fault.is_none()).count() as u64;
-            count.waiting = pending + u64::from(newest_unsent(guest).is_some());
+        for (at, count) in self.played.counts.iter_mut().enumerate() {
+            count.waiting = self.shelves[at].waiting(&self.facts.guests[at]);
         }
         self.played
     }
-}
-
-/// Drops what no plan will ask for. It asks for the newest dump; for the first one that made the guest due, from which
-/// its wait counts; for the oldest of all, from which the guest is known; and, while one is pending, for those after that
-/// one, as the wait will count anew when it has gone. Of what was sent, for the newest and the oldest.
-pub fn trim(guest: &mut plan::Guest) {
-    let sent = |first: bool| {
-        let by = |dump: &&Sent| (dump.started, dump.id.clone());
-        if first { guest.sent.iter().min_by_key(by) } else { guest.sent.iter().max_by_key(by) }.cloned()
-    };
-    let kept: Vec<Sent> = sent(true).into_iter().chain(sent(false).filter(|_| guest.sent.len() > 1)).collect();
-    guest.sent = kept;
-    let last = guest.sent.iter().map(|dump| dump.started).max();
-    let going = guest.pending.iter().map(|dump| dump.started).min();
-    let due = |dump: &Local| {
-        last.is_none_or(|last| u64::try_from(dump.started.since(last)).unwrap_or(0) > guest.stale_after_s)
-    };
-    let first_due =
-        guest.local.iter().filter(|dump| due(dump)).min_by_key(|dump| dump.finished).map(|dump| dump.id.clone());
-    let oldest = guest.local.iter().min_by_key(|dump| dump.started).map(|dump| dump.id.clone());
-    let newest = guest.local.iter().max_by_key(|dump| dump.started).map(|dump| dump.id.clone());
-    guest.local.retain(|dump| {
-        let asked = [&first_due, &oldest, &newest].into_iter().any(|id| id.as_ref() == Some(&dump.id));
-        asked || going.is_some_and(|going| dump.started >= going)
-    });
 }

@@ -10,9 +10,8 @@ use bak_common::units::{Limit, Period, size};
 use super::play::play;
 use super::stage::Stage;
 
-/// How far below the limit that is surely enough the search first looks: most often that is not enough, and found so
-/// quickly.
-const FIRST_LOOK: u64 = 64;
+/// How far below all that is to go together the search first looks: most often that is not enough, and quickly found so.
+const FIRST_LOOK: u64 = 4096;
 
 /// For the limits of one period.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,59 +31,80 @@ pub fn smallest(stage: &Stage, limits: &[Limit]) -> Vec<Smallest> {
     if periods.is_empty() {
         periods.push(Period::Pass);
     }
-    let free = play(stage, &[], stage.search_until, false);
-    if let Some((guest, at)) = free.over {
-        return periods.into_iter().map(|period| Smallest::Never { period, guest, at }).collect();
-    }
-    let sent = free.sends.iter().map(|sent| sent.cost.max(sent.wire));
-    let counted = stage.traffic.iter().map(|(_, bytes)| *bytes);
-    let overhead = stage.overhead.saturating_mul(stage.passes.len() as u64);
-    let most = sent.chain(counted).fold(overhead, u64::saturating_add);
     let one = |period: Period| {
+        let over = |until| play(stage, &[], until, true).over;
+        if let Some((guest, at)) = over(stage.glance) {
+            return Smallest::Never { period, guest, at };
+        }
         let others: Vec<Limit> = limits.iter().filter(|limit| limit.period != period).copied().collect();
-        let alone = !others.is_empty() && !enough(stage, &others);
+        let alone = !others.is_empty() && !enough(stage, &others, stage.search_until);
         let beside = if alone { &[][..] } else { &others };
-        Smallest::Enough { limit: Limit { bytes: search(stage, period, beside, most), period }, alone }
+        let search = Search { stage, period, beside, grid: grid() };
+        let high = search.step_of(stage.everything());
+        let near = search.between(stage.glance, search.step_of(stage.everything() / FIRST_LOOK), high);
+        if stage.glance == stage.search_until || search.enough(near, stage.search_until) {
+            return Smallest::Enough { limit: search.limit(near), alone };
+        }
+        match over(stage.search_until) {
+            Some((guest, at)) => Smallest::Never { period, guest, at },
+            None => Smallest::Enough { limit: search.limit(search.between(stage.search_until, near, high)), alone },
+        }
     };
     periods.into_iter().map(one).collect()
 }
 
 /// Whether everybody is within their target under these limits.
-pub fn enough(stage: &Stage, limits: &[Limit]) -> bool {
+pub fn enough(stage: &Stage, limits: &[Limit], until: Time) -> bool {
     let fits = |at: usize| stage.never(at, limits).is_none() || stage.never(at, &[]).is_some();
-    (0..stage.guests.len()).all(fits) && play(stage, limits, stage.search_until, true).over.is_none()
+    (0..stage.guests.len()).all(fits) && play(stage, limits, until, true).over.is_none()
 }
 
-/// The smallest limit that is enough beside `others`; `most` bytes are.
-fn search(stage: &Stage, period: Period, others: &[Limit], most: u64) -> u64 {
-    let grid = grid();
-    let is_enough = |step: usize| {
-        let limit = Limit { bytes: grid[step], period };
-        enough(stage, &others.iter().copied().chain([limit]).collect::<Vec<_>>())
-    };
-    let step_of = |bytes: u64| grid.partition_point(|size| *size < bytes).min(grid.len() - 1);
-    let mut high = step_of(most.saturating_mul(2));
-    let mut low = step_of(most / FIRST_LOOK);
-    if is_enough(low) {
-        (low, high) = (0, low);
+/// The search for the limit of one period beside those of others.
+struct Search<'a> {
+    stage: &'a Stage,
+    period: Period,
+    beside: &'a [Limit],
+    grid: Vec<u64>,
+}
+
+impl Search<'_> {
+    fn limit(&self, step: usize) -> Limit {
+        Limit { bytes: self.grid[step], period: self.period }
     }
-    if low == 0 && is_enough(0) {
-        return grid[0];
+
+    /// The first step that is not less.
+    fn step_of(&self, bytes: u64) -> usize {
+        self.grid.partition_point(|size| *size < bytes).min(self.grid.len() - 1)
     }
-    loop {
-        while high - low > 1 {
-            let middle = usize::midpoint(low, high);
-            if is_enough(middle) {
-                high = middle;
-            } else {
-                low = middle;
+
+    fn enough(&self, step: usize, until: Time) -> bool {
+        let limits: Vec<Limit> = self.beside.iter().copied().chain([self.limit(step)]).collect();
+        enough(self.stage, &limits, until)
+    }
+
+    /// The smallest step that is enough; `high` is. Looked for first from `low` on.
+    fn between(&self, until: Time, mut low: usize, mut high: usize) -> usize {
+        if self.enough(low, until) {
+            (low, high) = (0, low);
+            if self.enough(low, until) {
+                return low;
             }
         }
-        let tenth_less = step_of(grid[high] - grid[high] / 10);
-        if tenth_less >= low || !is_enough(tenth_less) {
-            return grid[high];
+        loop {
+            while high - low > 1 {
+                let middle = usize::midpoint(low, high);
+                if self.enough(middle, until) {
+                    high = middle;
+                } else {
+                    low = middle;
+                }
+            }
+            let tenth_less = self.step_of(self.grid[high] - self.grid[high] / 10);
+            if tenth_less >= low || !self.enough(tenth_less, until) {
+                return high;
+            }
+            (low, high) = (0, tenth_less);
         }
-        (low, high) = (0, tenth_less);
     }
 }
 

@@ -3,12 +3,13 @@
 use bak_common::calendar::{Time, Zone};
 use bak_common::name::DumpId;
 use bak_common::units::{Limit, Period};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use super::carry::Way;
 use super::expect::{Coming, Expected, expect, wire};
-use super::play::{Count, trim};
+use super::play::Count;
 use super::rhythm::{every, rhythm};
+use super::shelf::Shelf;
 use super::{Facts, Options};
 use crate::budget::show_limit;
 use crate::plan;
@@ -18,10 +19,15 @@ const DAY_S: i64 = 86_400;
 /// under which everything waits a little longer each time does not pass for enough; at most by so much.
 const PATIENCE: i64 = 4;
 const PATIENCE_MAX_S: i64 = 400 * DAY_S;
+/// Who is staler now than they may be has half of the time to recover, at most so much.
+const RECOVERY_S: i64 = 28 * DAY_S;
+/// How much of what counts a first look of that search takes in, at least.
+const GLANCE_S: i64 = 60 * DAY_S;
 
 /// One guest as a play begins.
 pub struct Guest {
     pub start: plan::Guest,
+    pub shelf: Shelf,
     pub coming: Vec<Coming>,
     /// Of each dump that may go, by start: what it will take on the wire.
     pub wires: BTreeMap<Time, u64>,
@@ -49,6 +55,8 @@ pub struct Stage {
     pub rhythm: String,
     pub until: Time,
     pub search_until: Time,
+    /// How far its first look goes.
+    pub glance: Time,
     pub judged_from: Time,
 }
 
@@ -63,6 +71,7 @@ impl Stage {
         let guests: Vec<Guest> = facts.guests.iter().map(|guest| stage(guest, options, search_until)).collect();
         let ways = facts.guests.iter().enumerate().flat_map(|(at, guest)| ways(at, guest, now)).collect();
         let behind = facts.guests.iter().any(|guest| behind(guest, facts, now));
+        let judged_from = if behind { now.plus((options.horizon_s / 2).min(RECOVERY_S)) } else { now };
         Self {
             guests,
             ways,
@@ -75,8 +84,21 @@ impl Stage {
             rhythm,
             until,
             search_until,
-            judged_from: if behind { now.plus(options.horizon_s / 2) } else { now },
+            judged_from,
+            glance: search_until.min(judged_from.plus(GLANCE_S.max(patience))),
         }
+    }
+
+    /// More than all that can be charged or carried, in all passes together.
+    pub fn everything(&self) -> u64 {
+        let coming = self.guests.iter().flat_map(|guest| &guest.coming).map(|dump| dump.cost.max(dump.wire));
+        let there = self.guests.iter().flat_map(|guest| guest.wires.values()).copied();
+        let costs = self.guests.iter().map(|guest| guest.costs.0);
+        let pending = self.ways.iter().map(|way| way.cost.max(way.wire));
+        let counted = self.traffic.iter().map(|(_, bytes)| *bytes);
+        let overhead = self.overhead.saturating_mul(self.passes.len() as u64 + 1);
+        let all = coming.chain(there).chain(costs).chain(pending).chain(counted);
+        all.fold(overhead, u64::saturating_add)
     }
 
     /// Why nothing of the guest at `at` can ever go under these limits.
@@ -99,8 +121,9 @@ impl Stage {
 fn behind(guest: &super::Guest, facts: &Facts, now: Time) -> bool {
     let last = facts.passes.iter().map(|pass| pass.0).max().unwrap_or(now);
     let mut then = guest.plan.clone();
-    then.local.retain(|dump| dump.fault.is_none() && dump.finished <= last);
-    then.sync && lag(&then, last).is_some_and(|lag| u64::try_from(lag).unwrap_or(0) > guest.target_s)
+    then.local.retain(|dump| dump.finished <= last);
+    let shelf = Shelf::new(&mut then, last);
+    then.sync && shelf.lag(&then, last).is_some_and(|lag| u64::try_from(lag).unwrap_or(0) > guest.target_s)
 }
 
 /// When passes happen: as the user says, as they did, or else daily from now on.
@@ -125,10 +148,6 @@ fn passes(facts: &Facts, options: &Options, until: Time) -> (String, Vec<Time>) 
 fn stage(guest: &super::Guest, options: &Options, until: Time) -> Guest {
     let now = options.plan.now;
     let mut start = guest.plan.clone();
-    // What is dated in the future counts for nothing, now and later.
-    let skewed = now.plus(options.plan.skew_s);
-    start.local.retain(|dump| dump.fault.is_none() && dump.started <= skewed);
-    start.sent.retain(|dump| dump.started <= skewed);
     let expected = if start.sync {
         expect(guest, now, until, options.zone)
     } else {
@@ -136,17 +155,18 @@ fn stage(guest: &super::Guest, options: &Options, until: Time) -> Guest {
     };
     let bytes = |id: &DumpId| guest.known.iter().find(|dump| dump.id == *id).map(|dump| dump.bytes);
     let of = |dump: &plan::Local| (dump.started, wire(guest, bytes(&dump.id).unwrap_or(dump.cost), dump.cost));
-    let there = start.local.iter().map(of);
+    let there = start.local.iter().filter(|dump| dump.fault.is_none()).map(of);
     let wires = expected.coming.iter().map(|dump| (dump.started, dump.wire)).chain(there).collect();
-    let unsent = newest_unsent(&start).map(|dump| dump.cost);
+    let shelf = Shelf::new(&mut start, now.plus(options.plan.skew_s));
+    let count = shelf.count(&start);
+    let unsent = shelf.unsent(&start).map(|dump| dump.cost);
     let costs: Vec<u64> = unsent.into_iter().chain(expected.coming.iter().map(|dump| dump.cost)).collect();
-    let count = count(&start);
-    trim(&mut start);
     Guest {
         wires,
         count,
         costs: (costs.first().copied().unwrap_or(0), costs.iter().min().copied().unwrap_or(0)),
         start,
+        shelf,
         coming: expected.coming,
         rhythm: expected.rhythm,
         stopped: expected.stopped,
@@ -183,32 +203,4 @@ pub fn newest_unsent(guest: &plan::Guest) -> Option<&plan::Local> {
     let gone = guest.sent.iter().map(|dump| dump.started);
     let going = guest.pending.iter().filter(|dump| dump.fault.is_none()).map(|dump| dump.started);
     gone.chain(going).all(|started| started < newest.started).then_some(newest)
-}
-
-fn count(guest: &plan::Guest) -> Count {
-    let pending = guest.pending.iter().filter(|dump| dump.fault.is_none()).count() as u64;
-    let old = superseded(guest);
-    Count { made: old + pending + u64::from(newest_unsent(guest).is_some()), superseded: old, ..Count::default() }
-}
-
-/// How many dumps of a guest will never go, as newer ones are there.
-fn superseded(guest: &plan::Guest) -> u64 {
-    let sent: HashSet<&DumpId> = guest.sent.iter().map(|dump| &dump.id).collect();
-    let last = guest.sent.iter().map(|dump| dump.started).max();
-    let pending = |id: &DumpId| guest.pending.iter().any(|dump| dump.id == *id && dump.fault.is_none());
-    let unsent =
-        guest.local.iter().filter(|dump| last.is_none_or(|last| dump.started > last) && !sent.contains(&dump.id));
-    let ids: HashSet<&DumpId> = unsent.map(|dump| &dump.id).filter(|id| !pending(id)).collect();
-    ids.len() as u64 - u64::from(newest_unsent(guest).is_some())
-}
-
-/// The staleness of a guest as the forecast counts it; `None` if it has no dump.
-pub fn lag(guest: &plan::Guest, now: Time) -> Option<i64> {
-    let newest = guest.local.iter().map(|dump| dump.started).max();
-    let last = guest.sent.iter().map(|dump| dump.started).filter(|started| *started <= now).max();
-    match (newest, last) {
-        (Some(newest), Some(last)) => Some(newest.since(last).max(0)),
-        (Some(_), None) => guest.local.iter().map(|dump| dump.started).min().map(|first| now.since(first)),
-        (None, last) => last.map(|_| 0),
-    }
 }
