@@ -198,3 +198,32 @@ fn stable(passes: &[PassPlayed]) -> Option<bool> {
         (most(&passes[passes.len() - 2 * third..passes.len() - third]), most(&passes[passes.len() - third..]));
     Some(last <= second.saturating_add(second / 20))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_grows_or_does_not() {
+        let table: &[(&str, &[u64], Option<bool>)] = &[
+            ("nothing waits", &[0; 6], Some(true)),
+            ("less and less", &[90, 80, 40, 30, 10, 10], Some(true)),
+            ("up to a level", &[0, 50, 90, 100, 100, 100], Some(true)),
+            ("a little more is no more", &[0, 0, 100, 100, 105, 90], Some(true)),
+            ("more and more", &[0, 10, 20, 30, 40, 50], Some(false)),
+            ("from nothing", &[9, 9, 0, 0, 1, 0], Some(false)),
+            ("waves", &[0, 50, 0, 50, 0, 50], Some(true)),
+            ("too few", &[0, 1, 2, 3, 4], None),
+        ];
+        for (what, waits, expected) in table {
+            let pass = |waiting: &u64| PassPlayed {
+                at: samples::at(1, 0),
+                sent: 0,
+                carried: 0,
+                waiting_dumps: 0,
+                waiting: *waiting,
+            };
+            assert_eq!(stable(&waits.iter().map(pass).collect::<Vec<_>>()), *expected, "{what}");
+        }
+    }
+}

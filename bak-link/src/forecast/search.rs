@@ -99,13 +99,28 @@ impl Search<'_> {
                     low = middle;
                 }
             }
-            let tenth_less = self.step_of(self.grid[high] - self.grid[high] / 10);
+            let tenth_less = self.step_of(tenth_less(self.grid[high]));
             if tenth_less >= low || !self.enough(tenth_less, until) {
                 return high;
             }
             (low, high) = (0, tenth_less);
         }
     }
+}
+
+fn tenth_less(bytes: u64) -> u64 {
+    bytes - bytes / 10
+}
+
+/// The limits that a search shows not to be enough, if that one is the smallest: a step less, and a tenth less, rounded up
+/// to a step.
+#[cfg(test)]
+pub fn too_small(limit: Limit) -> Vec<Limit> {
+    let grid = grid();
+    let step = |bytes: u64| grid.partition_point(|size| *size < bytes);
+    let less = [step(limit.bytes).checked_sub(1), Some(step(tenth_less(limit.bytes)))];
+    let less = less.into_iter().flatten().map(|step| Limit { bytes: grid[step], ..limit });
+    less.filter(|less| less.bytes < limit.bytes).collect()
 }
 
 /// A limit as people write it, `1.1G/day`, where that says it exactly.
