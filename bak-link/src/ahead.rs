@@ -111,7 +111,7 @@ fn one<'a>(
 ) -> Result<Told<'a>> {
     let read = Read::new(session, dest)?;
     let effective = |dump: &Dump| session.config.effective(dump);
-    let guests = gather(&Sources {
+    let mut guests = gather(&Sources {
         dest: &dest.name,
         store,
         outbox: &read.outbox,
@@ -119,6 +119,7 @@ fn one<'a>(
         effective: &effective,
         selected: &|_| true,
     });
+    guests.sort_by(|a, b| a.key.cmp(&b.key));
     let mut histories = histories(store, &read, dest);
     let mut subjects = Vec::new();
     let mut facts = read.facts(dest);

@@ -99,7 +99,7 @@ fn nightly(_: u32) -> bool {
 }
 
 fn sundays(day: u32) -> bool {
-    day % 7 == 0
+    day.is_multiple_of(7)
 }
 
 fn working_days(day: u32) -> bool {

@@ -18,6 +18,8 @@ const WIDTH: usize = 80;
 /// What the columns but the first two take at most, with the spaces between.
 const FIGURES: usize = 52;
 const PLOT_HEIGHT: usize = 6;
+/// How much of a guest's name is shown where many stand in a row.
+const NAME: usize = 24;
 
 struct Paper {
     width: usize,
@@ -199,7 +201,7 @@ fn days(session: &Session, paper: &Paper, told: &Told) -> Vec<String> {
     let day = |sending: &crate::forecast::Sending| session.zone.local(sending.at).date();
     let groups = told.forecast.sends.chunk_by(|a, b| day(a) == day(b));
     let line = |group: &[crate::forecast::Sending]| {
-        let vms = group.iter().map(|sending| printable(told.subjects[sending.guest].key.vm.as_str()).to_string());
+        let vms = group.iter().map(|sending| paper.cut(told.subjects[sending.guest].key.vm.as_str(), NAME));
         format!("{}: {}", day(&group[0]), vms.collect::<Vec<_>>().join(" "))
     };
     groups.flat_map(|group| paper.fold(&line(group))).collect()

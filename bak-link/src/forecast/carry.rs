@@ -91,8 +91,9 @@ mod tests {
 
     #[test]
     fn passes_judged_by_hand() {
-        // What waits, in any order; room of the pass and the period; overdraft; what is left by rank.
-        let table: &[(&str, &[u64], u64, u64, bool, &[u64])] = &[
+        /// What waits, in any order; room of the pass and the period; overdraft; what is left by rank.
+        type Case<'a> = (&'a str, &'a [u64], u64, u64, bool, &'a [u64]);
+        let table: &[Case] = &[
             ("all fits", &[3, 4], 10, ALL, false, &[0, 0]),
             ("no limit", &[3, 400], ALL, ALL, false, &[0, 0]),
             ("the last is cut", &[6, 6], 10, ALL, false, &[0, 2]),

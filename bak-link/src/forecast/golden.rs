@@ -137,6 +137,20 @@ fn an_overdraft_is_carried_at_once_and_blocks_the_others() {
 }
 
 #[test]
+fn what_is_said_of_a_dump_that_goes() {
+    let facts = facts(vec![sundays("big", 25), guest("new", 2, 20..21, 3)], &["10"]);
+    let forecast = forecast(&facts, &options(6));
+    let said = |id: &str| {
+        let sending = forecast.sends.iter().find(|sending| sending.id.as_str() == id).unwrap();
+        (sending.linked, sending.at, sending.staleness_s, sending.cost, sending.passes)
+    };
+    assert_eq!(said("new@20261120T020000Z"), (at(20, 6), at(20, 6), None, 3, 1));
+    assert_eq!(said("new@20261121T020000Z"), (at(21, 6), at(21, 6), Some(86_400), 3, 1));
+    // 7, then 7 and 7 beside the other guest's, and the rest.
+    assert_eq!(said("big@20261122T040000Z"), (at(22, 6), at(25, 6), Some(7 * 86_400), 25, 4));
+}
+
+#[test]
 fn what_was_measured_on_the_wire_is_what_a_period_counts() {
     // Planned at 5 each, but 2 on the wire, and 1 for each pass: 3 a day of 10 a week, from Friday on.
     let mut facts = facts(vec![nightly("a", 5).took(2)], &["10/week"]);
@@ -223,6 +237,8 @@ fn what_can_never_go_and_why() {
 
 #[test]
 fn what_is_said_of_guests_without_a_rhythm() {
+    // Nightly for a while, twice with a week's pause, and now for five nights not: it may well go on.
+    let pauses = guest("pauses", 3, [2, 3, 4, 11, 12, 13, 14, 15].into_iter(), 4).sent_to(15);
     let once_lately = guest("new", 3, 19..20, 4);
     let once_long_ago = guest("old", 3, 12..13, 4).sent_to(12);
     let stopped = guest("gone", 3, 5..12, 4).sent_to(12);
@@ -231,11 +247,12 @@ fn what_is_said_of_guests_without_a_rhythm() {
     broken.plan.local.clear();
     let mut elsewhere = nightly("elsewhere", 4);
     elsewhere.plan.sync = false;
-    let facts = facts(vec![once_lately, once_long_ago, stopped, broken, elsewhere], &[]);
+    let facts = facts(vec![pauses, once_lately, once_long_ago, stopped, broken, elsewhere], &[]);
     let forecast = forecast(&facts, &options(3));
     let said: Vec<(&str, Option<&str>, u64)> =
         forecast.guests.iter().map(|one| (one.rhythm.as_str(), one.stopped.as_deref(), one.sent)).collect();
     let table = [
+        ("daily 03:00", None, 2),
         ("daily 03:00 (assumed)", None, 3),
         ("stopped", Some("was dumped once only, 8.1 d ago"), 0),
         ("stopped", Some("daily 03:00 until 9.1 d ago"), 0),

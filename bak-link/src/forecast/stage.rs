@@ -196,11 +196,3 @@ fn ways(at: usize, guest: &super::Guest, now: Time) -> Vec<Way> {
     };
     sound.map(way).collect()
 }
-
-/// The dump that a guest would send, were it due: newer than all that was sent or is pending.
-pub fn newest_unsent(guest: &plan::Guest) -> Option<&plan::Local> {
-    let newest = guest.local.iter().max_by_key(|dump| dump.started)?;
-    let gone = guest.sent.iter().map(|dump| dump.started);
-    let going = guest.pending.iter().filter(|dump| dump.fault.is_none()).map(|dump| dump.started);
-    gone.chain(going).all(|started| started < newest.started).then_some(newest)
-}
