@@ -73,16 +73,18 @@ struct Scene<'a> {
     traffic: Vec<(Time, u64)>,
     /// Staleness of what is on its way, when it was linked.
     staleness: HashMap<DumpId, i64>,
+    /// Only whether somebody is too stale is asked for.
+    strict: bool,
     played: Played,
 }
 
 /// Plays all passes up to `until` under `limits`. `strict` ends it as soon as somebody is staler than they may be.
 pub fn play(stage: &Stage, limits: &[Limit], until: Time, strict: bool) -> Played {
-    let mut scene = Scene::new(stage, limits);
+    let mut scene = Scene::new(stage, limits, strict);
     for at in stage.passes.iter().take_while(|at| **at <= until) {
         scene.arrive(*at);
         scene.pass(*at);
-        if strict && scene.played.over.is_some() {
+        if scene.strict && scene.played.over.is_some() {
             return scene.played;
         }
     }
@@ -91,7 +93,7 @@ pub fn play(stage: &Stage, limits: &[Limit], until: Time, strict: bool) -> Playe
 }
 
 impl<'a> Scene<'a> {
-    fn new(stage: &'a Stage, limits: &[Limit]) -> Self {
+    fn new(stage: &'a Stage, limits: &[Limit], strict: bool) -> Self {
         let guests: Vec<plan::Guest> = stage.guests.iter().map(|guest| guest.start.clone()).collect();
         let mut named: HashMap<&str, Vec<usize>> = HashMap::new();
         for (at, guest) in stage.guests.iter().enumerate() {
@@ -108,6 +110,7 @@ impl<'a> Scene<'a> {
             named,
             traffic: stage.traffic.clone(),
             staleness: HashMap::new(),
+            strict,
             played: Played { counts, lags: vec![Vec::new(); stage.guests.len()], ..Played::default() },
         }
     }
@@ -236,7 +239,9 @@ impl<'a> Scene<'a> {
         let guests = self.facts.guests.iter().zip(&self.shelves).enumerate();
         for (at, (guest, shelf)) in guests.filter(|(_, (guest, _))| guest.sync) {
             let Some(lag) = shelf.lag(guest, now) else { continue };
-            self.played.lags[at].push(lag);
+            if !self.strict {
+                self.played.lags[at].push(lag);
+            }
             if u64::try_from(lag).unwrap_or(0) > self.stage.guests[at].target_s {
                 self.played.over.get_or_insert((at, now));
             }
