@@ -1,8 +1,8 @@
 //! What one pass of bak-sync carries of what is pending. Pure.
 //!
 //! The limits are hard there: what does not get through in one pass goes on in the next. A dump larger than a pass gets
-//! half of it while others wait, and what they leave; with an overdraft the first dump of a pass is carried whole, beyond
-//! a limit of the pass though not of a period.
+//! what the others leave, for which the planner sees to it that they leave its share; with an overdraft the first dump of a
+//! pass is carried whole, beyond a limit of the pass though not of a period.
 
 use bak_common::calendar::Time;
 use bak_common::name::DumpId;
@@ -50,21 +50,16 @@ pub fn carry(ways: &mut [Way], mut room: Room, overdraft: bool) -> u64 {
         let order = |way: &Way| (way.failed, way.linked, way.rank, way.started);
         order(a).cmp(&order(b)).then_with(|| a.id.cmp(&b.id)).then(a.guest.cmp(&b.guest))
     });
-    let several = ways.len() > 1;
     let pass = room.pass;
-    let oversize = |way: &Way| way.cost > pass;
     let before: Vec<u64> = ways.iter().map(|way| way.left).collect();
     let mut sum = 0;
-    for (i, way) in ways.iter_mut().enumerate() {
-        let bytes = match oversize(way) {
-            _ if overdraft && i == 0 => room.period,
-            true if several => room.pass.min(pass / 2).min(room.period),
-            _ => room.pass.min(room.period),
-        };
-        sum += way.take(bytes, &mut room);
+    if let Some(first) = ways.first_mut().filter(|_| overdraft) {
+        sum += first.take(room.period, &mut room);
     }
-    for way in ways.iter_mut().filter(|way| oversize(way)) {
-        sum += way.take(room.pass.min(room.period), &mut room);
+    for oversized in [false, true] {
+        for way in ways.iter_mut().filter(|way| (way.cost > pass) == oversized) {
+            sum += way.take(room.pass.min(room.period), &mut room);
+        }
     }
     for (way, before) in ways.iter_mut().zip(before) {
         if way.left < before || before == 0 {
@@ -98,7 +93,7 @@ mod tests {
             ("no limit", &[3, 400], ALL, ALL, false, &[0, 0]),
             ("the last is cut", &[6, 6], 10, ALL, false, &[0, 2]),
             ("oversized and alone: a whole pass", &[25], 10, ALL, false, &[15]),
-            ("oversized with another: half, and what that leaves", &[25, 3], 10, ALL, false, &[18, 0]),
+            ("oversized with another: what that leaves", &[25, 3], 10, ALL, false, &[18, 0]),
             ("oversized with others that use their half", &[25, 3, 2], 10, ALL, false, &[20, 0, 0]),
             ("a period cuts", &[6, 6], 20, 8, false, &[0, 4]),
             ("nothing left of a period", &[6], 20, 0, false, &[6]),

@@ -178,6 +178,8 @@ impl<'a> Scene<'a> {
         let Some(at) = self.owner(&item.id) else { return };
         let guest = &mut self.facts.guests[at];
         let Some(dump) = guest.local.iter().find(|dump| dump.id == item.id) else { return };
+        // As bak-sync will read it in the outbox.
+        let note = item.note(now);
         let cost = item.cost.unwrap_or(dump.cost);
         let wire = self.stage.guests[at].wires.get(&dump.started).copied().unwrap_or(cost);
         // What it replaces, where the planner lets it.
@@ -189,8 +191,8 @@ impl<'a> Scene<'a> {
             guest: at,
             id: item.id.clone(),
             started: dump.started,
-            linked: now,
-            rank: item.rank.unwrap_or(0),
+            linked: note.at,
+            rank: note.rank.unwrap_or(0),
             failed: false,
             cost,
             wire,
