@@ -392,7 +392,7 @@ fn caps(session: &Session, dest: &Destination, ledger: &Ledger, now: Time) -> Ve
 }
 
 /// What all attempts at each dump have cost so far.
-fn spent(ledger: &Ledger) -> HashMap<DumpId, u64> {
+pub fn spent(ledger: &Ledger) -> HashMap<DumpId, u64> {
     let mut spent: HashMap<DumpId, u64> = HashMap::new();
     for attempt in &ledger.attempts {
         if let Some(dump) = &attempt.dump {

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::ahead::{self, Ahead};
 use crate::apply::{Outcome, Run, destination};
 use crate::facts::Judge;
 use crate::list::List;
@@ -30,6 +31,7 @@ Examples:
   bak-dump --all | bak-link - | bak-sync -
   bak-link --only 'db-*' --force         these, due or not
   bak-link --list /srv/vms               only guests with a line `NAME sync` there
+  bak-link --forecast 30d --limit 10G/day    when each goes, what waits, which limit is enough
 
 Each guest whose newest good dump is newer than what was sent of it is due. They go by
 priority, then who was never sent, then the most stale, as far as the limits reach; what
@@ -73,6 +75,8 @@ struct Args {
     /// Which guests go: `NAME sync` or `NAME nosync` a line; no others do, whatever the configuration says
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
+    #[command(flatten)]
+    ahead: Ahead,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -185,7 +189,9 @@ fn named(name: &str) -> Dest {
 }
 
 pub fn run() -> Result<u8> {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    // It changes nothing, and may be asked for another time.
+    args.common.dry_run |= args.ahead.forecast.is_some();
     let mut session = args.common.session(PROGRAM)?;
     let store = Store::open(&args.places.store(&session.config)?)?;
     let list = args.list.as_deref().map(list).transpose()?;
@@ -193,6 +199,11 @@ pub fn run() -> Result<u8> {
         return check_config(&session, &store, list.as_ref());
     }
     let dests = args.destinations(&mut session)?;
+    if args.ahead.forecast.is_some() {
+        let (oversize, overdraft) = (args.oversize == Oversize::First, args.overdraft);
+        let rules = ahead::Rules { oversize, overdraft, judge: args.cost.into(), list: list.as_ref() };
+        return ahead::run(&args.ahead, &rules, &session, &store, &dests);
+    }
     // Wrong patterns are found before a long wait for the program before.
     args.selection(&[])?;
     let pass_on = args.input.is_some();

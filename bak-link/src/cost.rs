@@ -82,6 +82,15 @@ impl Past {
         Self(carried)
     }
 
+    /// One more was sent; those that no estimate looks at any more are forgotten.
+    pub fn add(&mut self, carried: Carried) {
+        self.0.retain(|old| old.format == carried.format);
+        self.0.push(carried);
+        self.0.sort_by_key(|old| old.started);
+        let over = self.0.len().saturating_sub(2 * LOOK_BACK);
+        self.0.drain(..over);
+    }
+
     /// What a dump of `size` bytes in this format, begun at `started`, is expected to cost.
     pub fn expect(&self, format: &str, started: Time, size: u64) -> Expected {
         let full = |source| Expected { bytes: size, source };

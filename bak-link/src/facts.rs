@@ -37,7 +37,7 @@ pub struct Sources<'a> {
 }
 
 /// What was sent, by guest.
-fn pasts(sources: &Sources) -> HashMap<GuestKey, Past> {
+pub fn pasts(sources: &Sources) -> HashMap<GuestKey, Past> {
     let mut carried: HashMap<GuestKey, Vec<Carried>> = HashMap::new();
     for dump in sources.history.iter().filter(|_| sources.judge == Judge::History) {
         let counted = dump.sent.get(sources.dest).filter(|note| note.passes > 0);

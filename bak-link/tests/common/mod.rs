@@ -11,8 +11,7 @@ pub fn day(day: u32) -> String {
     format!("2026-11-{day:02}T02:00:00Z")
 }
 
-// Not every test needs all of this.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "not every test file needs all of it")]
 pub trait Link {
     fn link(&self, args: &[&str]) -> Ran;
     fn link_with(&self, args: &[&str], input: &str) -> Ran;
