@@ -3,30 +3,33 @@
 //! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
 //! argument, a pattern or a word of a shell.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::command::{Event, Program};
-use crate::meter::{self, METER, Wire};
+use crate::lock::Lock;
+use crate::meter::{Counts, METER, Wire};
 use crate::name::printable;
 use crate::store::Listing;
 
+mod append;
 mod listing;
 mod mounted;
 mod ran;
+mod seed;
+mod ssh;
 mod url;
 
+pub use append::Slice;
 pub use listing::{FarFile, FarKind};
-pub use ran::Ran;
+pub use ran::{LimitReached, Ran, refused};
+pub use ssh::ssh_words;
 pub use url::Url;
 
 use listing::listed;
@@ -42,6 +45,12 @@ pub enum Fetched {
     Missing,
 }
 
+/// How far beyond the limit small runs may go, in bytes: those that only look, clean up, or finish what has arrived.
+const BEYOND: i128 = 32 << 10;
+
+/// Seconds without traffic after which a run is given up.
+const SILENCE_S: u64 = 600;
+
 /// A connection to the far side for one pass.
 #[derive(Debug)]
 pub struct Far {
@@ -49,12 +58,38 @@ pub struct Far {
     /// Temporary files of this pass: lists, stubs, the meter's counts.
     scratch: PathBuf,
     scratch_dir: fs::File,
+    /// The command that reaches the host, and the same over the connection that the runs share.
+    shell: Vec<OsString>,
     ssh: Vec<OsString>,
     master: Option<Child>,
     runs: AtomicU64,
     fsync: AtomicBool,
-    /// What all runs so far have cost, and the counts of the one that runs.
-    wire: Mutex<Wire>,
+    traffic: Mutex<Traffic>,
+}
+
+#[derive(Debug)]
+struct Traffic {
+    /// What the runs since the last [`Far::take_wire`] have cost.
+    wire: Wire,
+    /// What may still cross, in both directions; less than nothing if small runs went beyond. None for no limit.
+    left: Option<i128>,
+}
+
+/// How one run is bounded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds<'a> {
+    /// The lock that it holds, so that it is free only when rsync is gone, too.
+    pub lock: Option<&'a Lock>,
+    /// How many bytes it may cost by itself, in both directions, beside the limit of all.
+    pub at_most: Option<u64>,
+    /// Bytes that the far side reads or writes in silence meanwhile: it is given the time for that.
+    pub silent: u64,
+}
+
+impl<'a> Bounds<'a> {
+    pub fn under(lock: &'a Lock) -> Self {
+        Self { lock: Some(lock), ..Self::default() }
+    }
 }
 
 impl Far {
@@ -65,20 +100,21 @@ impl Far {
             url,
             scratch: scratch.to_owned(),
             scratch_dir: fs::File::open(scratch).context("cannot open a temporary directory")?,
+            shell: Vec::new(),
             ssh: Vec::new(),
             master: None,
             runs: AtomicU64::new(0),
             fsync: AtomicBool::new(true),
-            wire: Mutex::default(),
+            traffic: Mutex::new(Traffic { wire: Wire::default(), left: None }),
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
-        if let Url::Ssh { host, .. } = far.url.clone() {
-            far.ssh = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
+        if far.is_remote() {
+            far.shell = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
             for option in ["BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4"] {
-                far.ssh.extend(["-o".into(), option.into()]);
+                far.shell.extend(["-o".into(), option.into()]);
             }
-            far.connect(&host)?;
         }
+        far.connect()?;
         Ok(far)
     }
 
@@ -86,49 +122,43 @@ impl Far {
         matches!(self.url, Url::Ssh { .. })
     }
 
-    /// Starts the ssh connection that the runs share, and waits until it stands.
-    fn connect(&mut self, host: &str) -> Result<()> {
-        // A socket's path holds 108 bytes, ours may be longer: this is the same directory under a short name.
-        let socket = PathBuf::from(format!("/proc/{}/fd/{}/ssh", std::process::id(), self.scratch_dir.as_raw_fd()));
-        let with_socket = |more: &[&str]| {
-            let mut args: Vec<OsString> = self.ssh[1..].to_vec();
-            args.extend(["-S".into(), socket.clone().into_os_string()]);
-            args.extend(more.iter().map(OsString::from));
-            args
-        };
-        let program =
-            Program::new(&self.ssh[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
-        let mut master = program.spawn(Stdio::null(), Stdio::piped())?;
-        let said = master.stderr.take().map(last_words);
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = master.try_wait().context("cannot wait for ssh")? {
-                let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
-                bail!("ssh could not connect ({status}): {said}");
-            }
-            if socket.exists() {
-                let check = Program::new(&self.ssh[0])?
-                    .args(with_socket(&["-O", "check", "--", host]))
-                    .timeout(Duration::from_secs(10))
-                    .run()?;
-                if check.status.success() {
-                    break;
-                }
-            }
-            if begun.elapsed() > Duration::from_secs(60) {
-                crate::command::stop(&mut master);
-                bail!("ssh could not connect within 60 s");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.master = Some(master);
-        self.ssh.extend(["-S".into(), socket.into_os_string(), "-o".into(), "ControlMaster=no".into()]);
-        Ok(())
+    fn traffic(&self) -> std::sync::MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What has crossed the line since the last call.
     pub fn take_wire(&self) -> Wire {
-        std::mem::take(&mut self.wire.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.traffic().wire)
+    }
+
+    /// What has crossed since the last [`Far::take_wire`].
+    pub fn wire(&self) -> Wire {
+        self.traffic().wire
+    }
+
+    /// From now on no more than this many bytes may cross, in both directions, none if it is negative. A run goes up to
+    /// 48 KiB beyond, as what is small and finishes something should not fail for want of a few bytes: who begins
+    /// something large bounds it by itself. None for no limit.
+    pub fn limit(&self, bytes: Option<i128>) {
+        self.traffic().left = bytes;
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.traffic().left.is_some()
+    }
+
+    /// How many bytes a run may carry within these bounds; no limit is `u64::MAX`.
+    fn room(&self, bounds: &Bounds) -> u64 {
+        let of_all =
+            self.traffic().left.map_or(u64::MAX, |left| u64::try_from((left + BEYOND).max(0)).unwrap_or(u64::MAX));
+        of_all.min(bounds.at_most.unwrap_or(u64::MAX))
+    }
+
+    /// Adds what a run has cost.
+    fn spent(&self, wire: Wire) {
+        let mut traffic = self.traffic();
+        traffic.wire = traffic.wire + wire;
+        traffic.left = traffic.left.map(|left| left - i128::from(wire.both()));
     }
 
     /// The directory `below` over there, as rsync wants it.
@@ -152,44 +182,36 @@ impl Far {
         self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
     }
 
-    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one.
+    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one. `watch`
+    /// sees what has crossed since the last [`Far::take_wire`].
     fn rsync(
         &self,
         options: &[&str],
         files: &[String],
         places: [OsString; 2],
-        lock: Option<&crate::lock::Lock>,
+        bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
-        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
-        let list = self.scratch_file("files");
-        // rsync takes a name that begins with `#` or `;` for a comment, even here.
-        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
-        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
-        let counts = self.scratch_file("wire");
+        let list = self.names(files)?;
+        let path = self.scratch_file("wire");
+        let counts = Counts::create(&path)?;
+        // Ten megabytes a second is slow for a disk.
+        let silence = format!("--timeout={}", SILENCE_S + bounds.silent / 10_000_000);
         let mut program =
-            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", "--timeout=600"]);
+            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", silence.as_str()]);
         program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
         if self.is_remote() {
-            // The path stays ours even if this program is replaced by a newer one meanwhile.
-            let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
-            for word in
-                [OsString::from(METER), counts.clone().into_os_string()].into_iter().chain(self.ssh.iter().cloned())
-            {
-                shell.push(" ");
-                shell.push(quote(word));
-            }
-            program = program.arg("-e").arg(shell);
+            program = program.arg("-e").arg(self.metered_shell(&path, self.room(&bounds)));
         }
         let [from, to] = places;
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
-        if let Some(lock) = lock {
+        if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;
         }
         let mut stdout = Vec::new();
         let mut local = Wire::default();
-        let remote = self.is_remote();
+        let (remote, before) = (self.is_remote(), self.traffic().wire);
         let finished = program.run_with(|event| {
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
@@ -198,17 +220,40 @@ impl Far {
                     local.out = local.out.max(sent);
                 }
             }
-            watch(if remote { meter::read(&counts) } else { local })
+            let wire = if remote { counts.wire() } else { local };
+            watch(before + wire)?;
+            counts.seen(wire);
+            Ok(())
         });
-        let wire = if remote { meter::read(&counts) } else { local };
-        let mut sum = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
-        *sum = *sum + wire;
-        drop(sum);
+        let wire = if remote { counts.wire() } else { local };
+        self.spent(wire);
         let _ = fs::remove_file(&list);
-        let _ = fs::remove_file(&counts);
+        let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
-        Ok(Ran { finished, wire })
+        Ok(Ran { finished, wire, cut: counts.cut() })
+    }
+
+    /// Writes the names of `files` for `--files-from`.
+    fn names(&self, files: &[String]) -> Result<PathBuf> {
+        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
+        let list = self.scratch_file("files");
+        // rsync takes a name that begins with `#` or `;` for a comment, even here.
+        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
+        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
+        Ok(list)
+    }
+
+    /// rsync's `-e`: a meter that lets `room` bytes pass before our ssh.
+    fn metered_shell(&self, counts: &Path, room: u64) -> OsString {
+        // The path stays ours even if this program is replaced by a newer one meanwhile.
+        let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
+        let meter = [OsString::from(METER), counts.as_os_str().to_owned(), room.to_string().into()];
+        for word in meter.into_iter().chain(self.ssh.iter().cloned()) {
+            shell.push(" ");
+            shell.push(quote(word));
+        }
+        shell
     }
 
     /// Sends files of the directory `from`, each to the same name below the destination's directory `below`. What is
@@ -219,7 +264,7 @@ impl Far {
         below: &str,
         files: &[String],
         options: &[&str],
-        lock: Option<&crate::lock::Lock>,
+        bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
         let source = with_slash(from.to_owned());
@@ -229,7 +274,7 @@ impl Far {
             if self.fsync.load(Relaxed) {
                 all.push("--fsync");
             }
-            let ran = self.rsync(&all, files, [source.clone(), self.place(below)], lock, watch)?;
+            let ran = self.rsync(&all, files, [source.clone(), self.place(below)], bounds, watch)?;
             let unknown = !ran.finished.status.success() && ran.finished.stderr.contains("--fsync: unknown option");
             if self.fsync.load(Relaxed) && unknown {
                 // An rsync older than 3.2.4 over there: its kernel flushes within half a minute.
@@ -240,6 +285,19 @@ impl Far {
         }
     }
 
+    /// Compares the content of files of the directory `from` with those of the same names over there, all of which both
+    /// sides read. What differs, as rsync says it; nothing if all is well.
+    pub fn differences(&self, from: &Path, files: &[String], bytes: u64, lock: &Lock) -> Result<Vec<String>> {
+        let options = ["-n", "-t", "--checksum", "--itemize-changes"];
+        let bounds = Bounds { silent: bytes, ..Bounds::under(lock) };
+        let places = [with_slash(from.to_owned()), self.place("")];
+        let ran = self.rsync(&options, files, places, bounds, &mut |_| Ok(()))?;
+        ran.check()?;
+        let text = String::from_utf8_lossy(&ran.finished.stdout);
+        // Of a file that is sent the second letter says what it is; the others change attributes only.
+        Ok(text.lines().filter(|line| line.starts_with("<f")).map(str::to_owned).collect())
+    }
+
     /// Fetches one small file.
     pub fn fetch(&self, name: &str) -> Result<Fetched> {
         if let Url::Path(top) = &self.url {
@@ -248,10 +306,14 @@ impl Far {
         let to = self.scratch_file("fetched");
         fs::create_dir(&to).context("cannot make a temporary directory")?;
         let options = ["--max-size=16M"];
-        let ran =
-            self.rsync(&options, &[name.to_owned()], [self.place(""), to.clone().into_os_string()], None, &mut |_| {
-                Ok(())
-            })?;
+        let ran = self.rsync(
+            &options,
+            &[name.to_owned()],
+            [self.place(""), to.clone().into_os_string()],
+            Bounds::default(),
+            &mut |_| Ok(()),
+        )?;
+        ran.in_limit()?;
         let result = match fs::read(to.join(name)) {
             Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
             // Only a clear "no such file" is an absence; any other trouble is trouble.
@@ -278,7 +340,7 @@ impl Far {
         }
         let options = ["--list-only", "-r", "--ignore-missing-args"];
         let places = [self.place(""), self.scratch.join("empty").into_os_string()];
-        let ran = self.rsync(&options, names, places, None, &mut |_| Ok(()))?;
+        let ran = self.rsync(&options, names, places, Bounds::default(), &mut |_| Ok(()))?;
         ran.check().context("cannot list the far side")?;
         let text = String::from_utf8_lossy(&ran.finished.stdout);
         text.lines()
@@ -296,8 +358,13 @@ impl Far {
         if !names.is_empty() {
             // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
             let places = [self.place(""), to.clone().into_os_string()];
-            let ran =
-                self.rsync(&["--max-size=16M", "--ignore-missing-args"], &names, places, None, &mut |_| Ok(()))?;
+            let ran = self.rsync(
+                &["--max-size=16M", "--ignore-missing-args"],
+                &names,
+                places,
+                Bounds::default(),
+                &mut |_| Ok(()),
+            )?;
             if ran.line_down() {
                 return Err(ran.error().context("cannot fetch the sidecars of the far side"));
             }
@@ -305,52 +372,6 @@ impl Far {
         let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
         let _ = fs::remove_dir_all(&to);
         Ok(listing::dumps(top, &files, &texts))
-    }
-
-    /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
-    /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
-    pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        let stub = self.stub(old, new)?;
-        let options = ["-tHz", "--link-dest=.."];
-        self.rsync(
-            &options,
-            &[old.name.clone(), new.to_owned()],
-            [with_slash(stub), self.place(basis)],
-            None,
-            &mut |_| Ok(()),
-        )
-    }
-
-    /// Removes what [`Far::seed_basis`] made. rsync takes a file of the same size and time here for a copy of the one
-    /// over there, and then removes that one on request: only these very names, and no directory is ever swept.
-    pub fn drop_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        let stub = self.stub(old, new)?;
-        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
-        self.rsync(
-            &options,
-            &[old.name.clone(), new.to_owned()],
-            [self.place(basis), stub.into_os_string()],
-            None,
-            &mut |_| Ok(()),
-        )
-    }
-
-    /// A directory with an empty sparse file of `old`'s name, size and time, hard-linked as `new`.
-    fn stub(&self, old: &FarFile, new: &str) -> Result<PathBuf> {
-        let dir = self.scratch_file("stub");
-        for name in [old.name.as_str(), new] {
-            let parent = dir.join(name).parent().map(Path::to_owned).unwrap_or_default();
-            fs::create_dir_all(parent).context("cannot make a temporary directory")?;
-        }
-        let path = dir.join(&old.name);
-        let file = fs::File::create(&path).context("cannot make a temporary file")?;
-        let modified =
-            std::time::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(old.modified.unix()).unwrap_or(0)));
-        file.set_len(old.bytes)
-            .and_then(|()| file.set_modified(modified.unwrap_or(std::time::UNIX_EPOCH)))
-            .context("cannot make a temporary file")?;
-        fs::hard_link(&path, dir.join(new)).context("cannot make a temporary file")?;
-        Ok(dir)
     }
 }
 
@@ -360,25 +381,6 @@ impl Drop for Far {
             crate::command::stop(master);
         }
     }
-}
-
-/// Reads what a program says to its end, and keeps the last line.
-fn last_words(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            kept.extend_from_slice(&buffer[..count]);
-            let over = kept.len().saturating_sub(buffer.len());
-            kept.drain(..over);
-        }
-        let text = String::from_utf8_lossy(&kept).into_owned();
-        text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
-    })
-}
-
-/// The words of a remote shell's command as `--ssh` takes it: split at spaces.
-pub fn ssh_words(command: &str) -> Vec<String> {
-    command.split_whitespace().map(str::to_owned).collect()
 }
 
 fn with_slash(path: PathBuf) -> OsString {

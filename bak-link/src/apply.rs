@@ -11,6 +11,7 @@ use bak_common::calendar::{SKEW_S, Time};
 use bak_common::ledger::Ledger;
 use bak_common::name::DumpId;
 use bak_common::outbox::{self, History, Outbox};
+use bak_common::period;
 use bak_common::record::{Dump, LinkNote};
 use bak_common::report::Kind;
 use bak_common::store::{Entry, Listing, Locked, Store};
@@ -19,7 +20,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::budget::{Cap, Left, period_start};
+use crate::budget::{Cap, Left};
 use crate::facts::{Sources, gather};
 use crate::plan::{Decision, Facts, Options, Plan, plan};
 
@@ -182,11 +183,8 @@ fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>, now: T
     for damage in &ledger.damaged {
         session.report.fail("ledger", &anyhow!("cannot read {damage}"));
     }
-    let cap = |limit: &bak_common::units::Limit| {
-        let used = period_start(limit.period, now, session.zone).map_or(0, |start| ledger.used_since(start));
-        Cap { limit: *limit, used }
-    };
-    Ok((dest.limits.iter().map(cap).collect(), ledger.passes.iter().map(|pass| pass.at).collect()))
+    let caps = period::caps(&dest.limits, &ledger, now, session.zone);
+    Ok((caps, ledger.passes.iter().map(|pass| pass.at).collect()))
 }
 
 fn report_store(run: &Run, store: &Listing) {

@@ -3,35 +3,9 @@
 //! The hazard is the dump larger than a pass may carry: refused, it starves for ever; let through every time, there is no
 //! limit. So it is let through only where nothing else is on its way, and a period's limit never yields.
 
-use bak_common::calendar::{Time, Zone};
-use bak_common::units::{Limit, Period, show_size};
-use chrono::{Datelike, Days, NaiveDate, NaiveTime};
+pub use bak_common::period::{Cap, show_limit};
+use bak_common::units::{Limit, Period};
 use serde::Serialize;
-
-/// When the calendar period that holds `now` began in `zone`; `None` for a pass, which is no calendar's.
-pub fn period_start(period: Period, now: Time, zone: Zone) -> Option<Time> {
-    let today = zone.local(now).date();
-    let first = match period {
-        Period::Pass => return None,
-        Period::Day => today,
-        Period::Week => today.checked_sub_days(Days::new(u64::from(today.weekday().num_days_from_monday())))?,
-        Period::Month(day) => billing_day(today, day)?,
-    };
-    zone.moment(first.and_time(NaiveTime::MIN))
-}
-
-/// The last day number `day` (1 to 28) of a month that is not after `today`.
-fn billing_day(today: NaiveDate, day: u32) -> Option<NaiveDate> {
-    let this_month = today.with_day(day)?;
-    if this_month <= today { Some(this_month) } else { this_month.checked_sub_months(chrono::Months::new(1)) }
-}
-
-/// A limit, and what the ledger has already counted in its period.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cap {
-    pub limit: Limit,
-    pub used: u64,
-}
 
 /// A limit, and what is left of it; less than nothing after an overdraft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -140,59 +114,10 @@ impl Budget {
     }
 }
 
-/// A limit for people: `10 GiB a day`.
-pub fn show_limit(limit: Limit) -> String {
-    let period = match limit.period {
-        Period::Pass => "pass",
-        Period::Day => "day",
-        Period::Week => "week",
-        Period::Month(_) => "month",
-    };
-    format!("{} a {period}", show_size(limit.bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bak_common::units::limit;
-
-    fn time(text: &str) -> Time {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn periods_begin_at_local_midnight_also_on_the_nights_of_the_change() {
-        let month = |day| Period::Month(day);
-        let berlin = "Europe/Berlin";
-        let table = [
-            // An ordinary Friday; the week began on Monday, the month on its first.
-            (berlin, Period::Day, "2026-11-20T18:00:00Z", "2026-11-19T23:00:00Z"),
-            (berlin, Period::Week, "2026-11-20T18:00:00Z", "2026-11-15T23:00:00Z"),
-            (berlin, month(1), "2026-11-20T18:00:00Z", "2026-10-31T23:00:00Z"),
-            // The billing day: before it, on it.
-            (berlin, month(15), "2026-11-14T22:59:59Z", "2026-10-14T22:00:00Z"),
-            (berlin, month(15), "2026-11-14T23:00:00Z", "2026-11-14T23:00:00Z"),
-            (berlin, month(28), "2026-01-05T12:00:00Z", "2025-12-27T23:00:00Z"),
-            // Summer time ends: this day has 25 hours, and belongs to itself through all of them.
-            (berlin, Period::Day, "2026-10-25T00:30:00Z", "2026-10-24T22:00:00Z"),
-            (berlin, Period::Day, "2026-10-25T22:59:59Z", "2026-10-24T22:00:00Z"),
-            (berlin, Period::Day, "2026-10-25T23:00:00Z", "2026-10-25T23:00:00Z"),
-            // Summer time begins: 23 hours.
-            (berlin, Period::Day, "2026-03-29T21:59:59Z", "2026-03-28T23:00:00Z"),
-            (berlin, Period::Day, "2026-03-29T22:00:00Z", "2026-03-29T22:00:00Z"),
-            (berlin, Period::Week, "2026-03-29T21:59:59Z", "2026-03-22T23:00:00Z"),
-            // The clock jumps over midnight itself.
-            ("America/Havana", Period::Day, "2026-03-08T12:00:00Z", "2026-03-08T05:00:00Z"),
-            // ISO week 53 holds the new year.
-            ("UTC", Period::Week, "2027-01-03T12:00:00Z", "2026-12-28T00:00:00Z"),
-            ("UTC", Period::Week, "2027-01-04T00:00:00Z", "2027-01-04T00:00:00Z"),
-        ];
-        for (zone, period, now, start) in table {
-            let zone: Zone = zone.parse().unwrap();
-            assert_eq!(period_start(period, time(now), zone), Some(time(start)), "{period:?} {now}");
-        }
-        assert_eq!(period_start(Period::Pass, time("2026-11-20T18:00:00Z"), Zone::Local), None);
-    }
 
     fn budget(caps: &[(&str, u64)], overdraft: bool) -> Budget {
         let caps: Vec<Cap> =

@@ -6,12 +6,13 @@
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Far, FarFile, Url};
+use bak_common::far::{Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
 use bak_common::outbox::{self, Outbox};
-use bak_common::record::{Dump, SentNote};
+use bak_common::period::{self, Cap};
+use bak_common::record::{Dump, Skipped};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
 use std::collections::HashSet;
@@ -20,18 +21,19 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::carry::Trouble;
 use crate::identity;
 use crate::plan;
-
-/// After so many dumps in a row that failed by the line's fault, the pass ends.
-const LINE_FAILURES: u32 = 2;
+use crate::share::{self, Budget};
 
 #[derive(Debug)]
 pub struct Options {
     /// Bytes a second.
     pub bwlimit: Option<u64>,
     pub ssh: Vec<String>,
+    /// The first dump of a pass may finish beyond the limits of a pass.
+    pub overdraft: bool,
+    /// How often a dump is tried again in a pass after the line has dropped.
+    pub retries: u32,
 }
 
 /// Refuses places that would be one another: what is taken out of one would be gone from the other.
@@ -98,7 +100,7 @@ pub struct Pass<'a> {
     pub dest: &'a Destination,
     pub options: &'a Options,
     pub outbox: &'a Outbox,
-    pub far: &'a Far,
+    pub far: Far,
     pub scratch: &'a Scratch,
     pub lock: &'a Lock,
     pub ledger: ledger::Writer,
@@ -107,6 +109,18 @@ pub struct Pass<'a> {
     /// A directory over there for hard links to what deltas are made against; this outbox's own.
     pub basis: String,
     pub id: String,
+    pub budget: Budget,
+    /// What all of it has cost so far.
+    pub sum: Wire,
+}
+
+/// What came of the dumps of a pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub sent: u64,
+    pub failed: u64,
+    /// A limit ended the pass, or kept dumps from being begun.
+    pub limited: bool,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
@@ -123,59 +137,98 @@ pub fn pass(
     let expected = outbox.identity()?.ok_or_else(|| {
         Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
     })?;
+    let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if session.dry_run {
-        for mut dump in plan::order(pending(session, &outbox).into_iter().map(|entry| entry.dump).collect(), &dest.name)
-        {
-            dump.planned = true;
-            done(dump)?;
-        }
-        return Ok(());
+        let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
+        return foresee(dest, &budget, plan::order(waiting, &dest.name), done);
     }
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
     let begun = Instant::now();
+    let waiting = pending(session, &outbox);
+    if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
+        return used_up(&budget, waiting, done);
+    }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
     let id = uuid::Uuid::new_v4().to_string();
-    let mut sum = Wire::default();
-    let waiting = pending(session, &outbox);
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
     let far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    far.limit(budget.left());
     let opened = look(&outbox, &far, &expected, &waiting);
     // What the look cost is noted whether or not it went well.
-    let wire = far.take_wire();
-    ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, wire, begun, "done")))?;
-    sum = sum + wire;
+    let sum = far.take_wire();
+    let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
+    let result = if limited { "cut" } else { "done" };
+    ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
+    budget.spend(sum.both());
+    if limited {
+        return used_up(&budget, waiting, done);
+    }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
-    let mut pass = Pass {
-        session,
-        dest,
-        options,
-        outbox: &outbox,
-        far: &far,
-        scratch: &scratch,
-        lock: &lock,
-        ledger,
-        history,
-        listing,
-        basis,
-        id: id.clone(),
-    };
-    let (sent, failed) = pass.all(waiting, &mut sum, done)?;
-    let mut ledger = pass.ledger;
-    let pending = outbox.store.list().dumps.len() as u64;
-    let line = ledger::Pass {
-        id,
-        at: session.clock(),
-        dest: dest.name.clone(),
-        wire_out: sum.out,
-        wire_in: sum.into,
-        seconds: begun.elapsed().as_secs(),
-        sent,
-        failed,
-        pending,
-    };
-    ledger.append(&Line::Pass(line))
+    let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
+    let mut pass =
+        Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
+    let tally = pass.all(waiting, done)?;
+    pass.finish(begun, tally)
+}
+
+/// The limits of a destination, and what the ledger has counted of them.
+pub fn caps(session: &Session, dest: &Destination, outbox: &Outbox) -> Result<Vec<Cap>> {
+    if dest.limits.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ledger = Ledger::read(&outbox.ledger(), &dest.name)?;
+    for damage in &ledger.damaged {
+        session.report.fail("ledger", &anyhow!("cannot read {damage}"));
+    }
+    Ok(period::caps(&dest.limits, &ledger, session.clock(), session.zone))
+}
+
+/// What a dump is expected to cost: as bak-link reckoned, or its size.
+pub fn cost(dump: &Dump, dest: &str) -> u64 {
+    dump.link.get(dest).and_then(|note| note.cost).unwrap_or(dump.bytes)
+}
+
+/// A dry run: the dumps in the order in which they would go, if each cost what is expected; and why others would wait.
+fn foresee(
+    dest: &Destination,
+    budget: &Budget,
+    order: Vec<Dump>,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    let mut budget = budget.clone();
+    let order = share::arrange(order, &budget, |dump| cost(dump, &dest.name));
+    let costs: Vec<u64> = order.iter().map(|dump| cost(dump, &dest.name)).collect();
+    for (at, mut dump) in order.into_iter().enumerate() {
+        let share = budget.share(costs[at], &costs[at + 1..]);
+        dump.planned = true;
+        if share.is_some_and(|share| share < share::LEAST) {
+            dump.skipped = Some(Skipped { why: waits(&budget) });
+        } else {
+            budget.begin();
+            budget.spend(costs[at].min(share.unwrap_or(u64::MAX)));
+        }
+        done(dump)?;
+    }
+    Ok(())
+}
+
+/// Why a dump is not begun.
+pub fn waits(budget: &Budget) -> String {
+    match budget.tightest() {
+        Some(limit) => format!("too little is left of {limit}: it stays pending"),
+        None => "it stays pending".to_owned(),
+    }
+}
+
+/// Nothing may cross any more: what waits, waits. That is no failure.
+fn used_up(budget: &Budget, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+    for Entry { mut dump, .. } in waiting {
+        dump.skipped = Some(Skipped { why: waits(budget) });
+        done(dump)?;
+    }
+    Ok(())
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
@@ -219,9 +272,15 @@ fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, wai
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
+    let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
+    if far.is_limited() {
+        // One after the other: two at a time could together go beyond.
+        identity::check(far, expected)?;
+        return Ok((outbox.history()?.dumps, list()?, basis));
+    }
     // Both only look; at the same time, as each costs a round trip.
     let (checked, listing) = std::thread::scope(|scope| {
-        let listing = scope.spawn(|| if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) });
+        let listing = scope.spawn(list);
         (identity::check(far, expected), listing.join())
     });
     checked?;
@@ -256,122 +315,5 @@ pub fn attempt(
         seconds: begun.elapsed().as_secs(),
         result: result.to_owned(),
         why: None,
-    }
-}
-
-impl Pass<'_> {
-    /// Sends all that waits; returns how many were sent and how many failed.
-    fn all(
-        &mut self,
-        waiting: Vec<Entry>,
-        sum: &mut Wire,
-        done: &mut dyn FnMut(Dump) -> Result<()>,
-    ) -> Result<(u64, u64)> {
-        let order = plan::order(waiting.into_iter().map(|entry| entry.dump).collect(), &self.dest.name);
-        let (mut sent, mut failed, mut in_a_row) = (0, 0, 0);
-        let count = order.len();
-        for (i, dump) in order.into_iter().enumerate() {
-            if in_a_row == LINE_FAILURES {
-                self.session
-                    .report
-                    .fail(&self.dest.name, &anyhow!("the line is down: the other {} stay pending", count - i));
-                break;
-            }
-            match self.one(&dump, sum) {
-                Ok(arrived) => {
-                    (sent, in_a_row) = (sent + 1, 0);
-                    self.session.report.decided(&bak_common::record::to_line(&bak_common::record::Record::Dump(
-                        Box::new(arrived.clone()),
-                    )));
-                    done(arrived)?;
-                }
-                Err(trouble) => {
-                    failed += 1;
-                    in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
-                    let noted = self.note(&dump, |note| note.error = Some(format!("{:#}", trouble.error)));
-                    self.session.report.fail(dump.id.as_str(), &trouble.error.context("stays pending"));
-                    if let Err(error) = noted {
-                        self.session.report.fail(dump.id.as_str(), &error.context("cannot note that it failed"));
-                    } else if let (true, Ok(noted)) = (self.session.explain, noted) {
-                        done(noted)?;
-                    }
-                }
-            }
-        }
-        Ok((sent, failed))
-    }
-
-    /// Changes the note of this destination in the outbox's sidecar.
-    fn note(&self, dump: &Dump, change: impl FnOnce(&mut bak_common::record::LinkNote)) -> Result<Dump> {
-        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
-        let place = Outbox::place(&dump.vm);
-        let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
-        let mut noted = entry.dump.clone();
-        if let Some(note) = noted.link.get_mut(&self.dest.name) {
-            change(note);
-        }
-        locked.annotate(&entry, &noted)?;
-        Ok(noted)
-    }
-
-    /// Sends one dump, or finds that it has arrived before. Its traffic is noted whatever happens.
-    fn one(&mut self, dump: &Dump, sum: &mut Wire) -> Result<Dump, Trouble> {
-        if let Some(sent) = self.outbox.sent(dump)? {
-            if !sent.same(dump) {
-                return Err(anyhow!("another dump was sent under its name").into());
-            }
-            self.unlink(dump)?;
-            return Ok(sent);
-        }
-        let begun = Instant::now();
-        self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?;
-        let at = self.session.clock();
-        let id = format!("{}/{}", self.id, dump.id);
-        let result = self.carry(dump, &id, begun);
-        let wire = self.far.take_wire();
-        *sum = *sum + wire;
-        let mut line = attempt(
-            self.session,
-            self.dest,
-            &id,
-            Some(dump),
-            wire,
-            begun,
-            if result.is_ok() { "sent" } else { "failed" },
-        );
-        line.at = at;
-        line.why = result.as_ref().err().map(|trouble| format!("{:#}", trouble.error));
-        self.ledger.append(&Line::Attempt(line))?;
-        result?;
-        let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
-        self.unlink(dump)?;
-        self.history.push(arrived.clone());
-        Ok(arrived)
-    }
-
-    /// What all attempts at this dump have cost, from the ledger.
-    fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
-        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
-        Ok(SentNote {
-            at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
-            extra: Default::default(),
-        })
-    }
-
-    /// Takes a dump that has arrived out of the outbox. The local store keeps its own links.
-    fn unlink(&self, dump: &Dump) -> Result<()> {
-        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
-        let Some(entry) = self.outbox.store.look(&Outbox::place(&dump.vm), &dump.stem)? else { return Ok(()) };
-        locked
-            .remove(&[&entry])
-            .into_iter()
-            .collect::<Result<()>>()
-            .context("has arrived, but cannot be taken out of the outbox")
     }
 }

@@ -1,7 +1,7 @@
 //! The command line of bak-sync.
 
 use anyhow::Result;
-use bak_common::args::{Common, Destination, Places, Session};
+use bak_common::args::{Common, Destination, Limits, Places, Session};
 use bak_common::far::ssh_words;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{DumpId, printable};
@@ -21,6 +21,8 @@ Examples:
       once: gives the far side its identity
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box
       one pass: everything that bak-link put into this outbox
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --limit 10G --limit 200G/month
+      no more than that: what is cut goes on in the next pass
   bak-link | bak-sync -
       with a configuration: what was linked now, and what was pending, to every destination
 
@@ -28,6 +30,10 @@ A dump counts as sent when its data, then its sidecar, have arrived and been flu
 What fails stays pending and goes last next time; the others go on. Nothing over there is ever overwritten or deleted, and \
 nothing is sent to a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every \
 attempt.
+
+A limit counts every byte of rsync's stream in both directions, looking at the far side included. When it is reached the \
+transfer ends in order: exit 0, the dump stays pending and goes on in the next pass; its record and those of the dumps that \
+were not begun say so in `skipped`. A dump that costs more than a pass goes after the others, with at least half of the pass.
 
 Exit status:
   0  done
@@ -49,6 +55,14 @@ pub struct Cli {
     /// Bytes a second, 5M or 20Mbit; off for no limit
     #[arg(long, value_name = "RATE")]
     bwlimit: Option<String>,
+    #[command(flatten)]
+    limits: Limits,
+    /// Let the first dump of a pass finish, even beyond the limits of a pass; those of days, weeks and months hold
+    #[arg(long)]
+    overdraft: bool,
+    /// How often a dump is tried again in a pass after the line has dropped, each time after a longer wait
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: u32,
     /// The command that reaches the host, split at spaces [default: ssh]
     #[arg(long, value_name = "COMMAND")]
     ssh: Option<String>,
@@ -63,7 +77,8 @@ pub fn run() -> Result<u8> {
     let session = cli.common.session("bak-sync")?;
     let mut places = cli.places.clone();
     places.dest.extend(cli.operands.iter().filter(|text| *text != "-").cloned());
-    let destinations = places.destinations(&session.config, &[])?;
+    let mut destinations = places.destinations(&session.config, &[])?;
+    cli.limits.apply(&mut destinations)?;
     if cli.common.check_config {
         return check_config(&session, &destinations);
     }
@@ -127,14 +142,14 @@ fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
         Some(text) => ssh_words(text),
         None => dest.ssh.clone(),
     };
-    Ok(Options { bwlimit, ssh })
+    Ok(Options { bwlimit, ssh, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries })
 }
 
 fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
     let mut out = Writer::stdout();
     for dest in destinations {
         let limits: Vec<String> = dest.limits.iter().map(ToString::to_string).collect();
-        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "ssh": dest.ssh});
+        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "overdraft": dest.overdraft, "ssh": dest.ssh});
         out.line(&line.to_string())?;
     }
     Ok(session.report.finish(|_| String::new()))
@@ -145,6 +160,9 @@ fn row(session: &Session, dest: &Destination, dump: &Dump) -> Vec<String> {
     let number = |value: Option<u64>| value.map_or_else(String::new, show_size);
     let state = match (sent, dump.link.get(&dest.name)) {
         (Some(_), _) => "sent".to_owned(),
+        (None, _) if dump.skipped.is_some() => {
+            dump.skipped.as_ref().map_or_else(String::new, |skipped| skipped.why.clone())
+        }
         (None, Some(note)) => {
             note.error.as_ref().map_or_else(|| "pending".to_owned(), |error| format!("pending; last: {error}"))
         }

@@ -6,6 +6,10 @@ mod cli;
 mod identity;
 mod plan;
 mod progress;
+mod queue;
+mod share;
+mod slices;
+mod way;
 
 fn main() -> std::process::ExitCode {
     bak_common::report::main("bak-sync", cli::run)

@@ -1,63 +1,15 @@
 //! bak-sync as users run it: to a mounted path, and to a real sshd on loopback.
 
-use bak_tests::sshd::Sshd;
+mod common;
+
 use bak_tests::{Kit, Ran, check_store, noise, put_dump};
+use common::Place;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 const DAY1: &str = "2026-11-18T01:00:00Z";
 const DAY2: &str = "2026-11-19T01:00:00Z";
-
-/// An outbox, a far side, and dumps that wait, put there by hand.
-struct Place {
-    kit: Kit,
-    sshd: Option<Sshd>,
-}
-
-impl Place {
-    fn new(ssh: bool) -> Self {
-        let kit = Kit::new();
-        fs::create_dir(kit.path("far")).unwrap();
-        let sshd = ssh.then(|| Sshd::start(&kit.path("sshd")));
-        let place = Self { kit, sshd };
-        place.sync(["--init"]).clean();
-        place
-    }
-
-    fn outbox(&self) -> PathBuf {
-        self.kit.path("outbox")
-    }
-
-    fn far(&self) -> PathBuf {
-        self.kit.path("far")
-    }
-
-    fn sync<const N: usize>(&self, more: [&str; N]) -> Ran {
-        let url = self.sshd.as_ref().map_or_else(|| self.far().display().to_string(), |sshd| sshd.url(&self.far()));
-        let mut args = vec!["--outbox".to_owned(), "outbox".into(), "--dest".into(), format!("box={url}")];
-        if let Some(sshd) = &self.sshd {
-            args.extend(["--ssh".into(), sshd.command()]);
-        }
-        args.extend(more.iter().map(|text| (*text).to_owned()));
-        self.kit.run("bak-sync", args)
-    }
-
-    fn wait_there(&self, vm: &str, started: &str, bytes: usize, note: Value) -> String {
-        let mut link = json!({"decision": "linked", "why": "test", "at": "2026-11-20T02:00:00Z", "rank": 1});
-        for (key, value) in note.as_object().unwrap() {
-            link[key] = value.clone();
-        }
-        put_dump(&self.outbox(), vm, started, bytes, json!({"link": {"box": link}}))
-    }
-
-    fn ledger(&self) -> Vec<Value> {
-        let dir = self.outbox().join(".bak/ledger");
-        let file = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
-        fs::read_to_string(file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
 
 fn arrives(ssh: bool) {
     let place = Place::new(ssh);
@@ -104,17 +56,7 @@ fn arrives_over_ssh() {
 #[test]
 fn a_delta_goes_against_the_previous_dump_even_if_another_name_is_closer() {
     let place = Place::new(true);
-    let put = |started: &str, content: &[u8]| {
-        let id = place.wait_there("web", started, content.len(), json!({}));
-        let stem = format!("web-{}", bak_tests::compact(started));
-        let data = place.outbox().join(format!("web/{stem}.raw"));
-        fs::write(&data, content).unwrap();
-        let path = place.outbox().join(format!("web/{stem}.dump.json"));
-        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        record["files"][0]["sha256"] = bak_tests::sha256_file(&data).into();
-        fs::write(&path, record.to_string()).unwrap();
-        id
-    };
+    let put = |started: &str, content: &[u8]| place.wait_with("web", started, content, json!({}));
     let mut content = noise(1, 2_000_000);
     put(DAY1, &content);
     let first = place.sync([]).clean();
