@@ -15,6 +15,7 @@ use bak_common::period::{self, Cap};
 use bak_common::record::{Dump, Skipped};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
+use bak_common::units::show_size;
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
@@ -203,9 +204,16 @@ fn foresee(
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
-        if share.is_some_and(|share| share < share::LEAST) {
-            dump.skipped = Some(Skipped { why: waits(&budget) });
-        } else {
+        match share {
+            Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
+            Some(share) if share < costs[at] => {
+                let (share, cost) = (show_size(share), show_size(costs[at]));
+                let why = format!("cut after {share} of about {cost}: it goes on in the next pass");
+                dump.skipped = Some(Skipped { why });
+            }
+            _ => {}
+        }
+        if share.is_none_or(|share| share >= share::LEAST) {
             budget.begin();
             budget.spend(costs[at].min(share.unwrap_or(u64::MAX)));
         }

@@ -78,3 +78,113 @@ fn a_delta_in_slices_costs_little_more_than_one_in_one_go() {
     }
     content.clear();
 }
+
+#[test]
+fn a_limit_of_a_day_holds_over_passes_and_the_next_day_goes_on() {
+    let place = Place::new(true);
+    let web = place.wait_with("web", DAY1, &noise(1, 500_000), json!({}));
+    let at = |now: &str| place.sync(["--limit", "300K/day", "--limit", "1G/month", "--now", now]).clean();
+    let first = at("2026-11-20T09:00:00Z");
+    assert!(first.records()[0]["skipped"]["why"].as_str().unwrap().contains("300 KiB a day"), "{}", first.out);
+    let used = place.counted();
+    assert!((200_000..300 * 1024 + BEYOND).contains(&used), "{used}");
+    // Nothing is left: it does not even look, and that is no failure.
+    let second = at("2026-11-20T23:59:59Z");
+    assert_eq!((second.column("id"), place.counted()), (vec![web.clone()], used));
+    assert!(second.records()[0]["skipped"]["why"].as_str().unwrap().contains("too little is left"), "{}", second.out);
+    assert_eq!(at("2026-11-21T00:00:00Z").column("id"), [web.as_str()]);
+    assert_eq!(check_store(&place.far()).whole, [web]);
+    let passes: Vec<_> = place.ledger().into_iter().filter(|line| line["type"] == "pass").collect();
+    assert_eq!(passes.len(), 2, "one that may do nothing is none");
+    assert_eq!((&passes[0]["limited"], passes[1].get("limited")), (&json!(true), None));
+}
+
+#[test]
+fn the_others_go_first_and_one_larger_than_a_pass_gets_half_of_it() {
+    let place = Place::new(true);
+    let big = place.wait_with("big", DAY1, &noise(1, 900_000), json!({"rank": 1, "cost": 900_000}));
+    let names: Vec<String> =
+        (2..6).map(|i| place.wait_there(&format!("g{i}"), DAY1, 80_000, json!({"rank": i, "cost": 80_000}))).collect();
+    let limit = ["--limit", "400K"];
+    let plan = place.sync([limit[0], limit[1], "-n"]).clean();
+    assert_eq!(plan.column("id"), [&names[..], std::slice::from_ref(&big)].concat());
+    let why = |at: usize| plan.records()[at]["skipped"]["why"].as_str().unwrap_or_default().to_owned();
+    assert_eq!((why(0), why(1)), (String::new(), String::new()));
+    assert_eq!(why(2), "cut after 43.8 KiB of about 78.1 KiB: it goes on in the next pass");
+    assert_eq!(why(3), "too little is left of 400 KiB a pass: it stays pending");
+    assert_eq!(why(4), "cut after 200 KiB of about 878.9 KiB: it goes on in the next pass");
+    let first = place.sync(limit).clean();
+    let whole = check_store(&place.far()).whole;
+    assert_eq!(whole, names[..2], "half of it is kept: {}", first.out);
+    let sent: u64 = place
+        .ledger()
+        .iter()
+        .filter(|line| line["dump"] == big.as_str())
+        .map(|line| line["wire_out"].as_u64().unwrap())
+        .max()
+        .unwrap();
+    assert!((190_000..260_000).contains(&sent), "{sent}");
+    for _ in 0..5 {
+        place.sync(limit).clean();
+    }
+    assert_eq!(check_store(&place.far()).whole.len(), 5);
+}
+
+#[test]
+fn with_an_overdraft_the_first_finishes_and_a_limit_of_a_day_holds_all_the_same() {
+    let place = Place::new(true);
+    let far = place.sshd.as_ref().unwrap().url(&place.far());
+    let ssh: Vec<String> = place.sshd.as_ref().unwrap().command().split(' ').map(str::to_owned).collect();
+    let config = format!(
+        "[[dest]]\nname = \"box\"\nurl = \"{far}\"\noutbox = \"outbox\"\nlimit = [\"100K\", \"1M/day\"]\noverdraft = true\nssh = {ssh:?}\n"
+    );
+    place.kit.write("bak.toml", config);
+    let run = |now: &str| place.kit.run("bak-sync", ["--config", "bak.toml", "--now", now]).clean();
+    let big = place.wait_with("big", DAY1, &noise(1, 600_000), json!({"rank": 1}));
+    let next = place.wait_with("next", DAY1, &noise(2, 600_000), json!({"rank": 2}));
+    let first = run("2026-11-20T09:00:00Z");
+    assert_eq!(first.column("id"), [big.as_str(), next.as_str()]);
+    assert!(first.records()[0]["sent"].is_object() && first.records()[1]["skipped"].is_object(), "{}", first.out);
+    // 400 KiB are left of the day.
+    run("2026-11-20T10:00:00Z");
+    assert!(place.counted() < (1 << 20) + BEYOND, "{}", place.counted());
+    assert_eq!(check_store(&place.far()).whole, [big.as_str()]);
+    run("2026-11-21T10:00:00Z");
+    assert_eq!(check_store(&place.far()).whole, [big, next]);
+}
+
+#[test]
+fn what_lies_in_a_partial_file_by_chance_or_is_damaged_there_is_mended() {
+    for ssh in [false, true] {
+        let place = Place::new(ssh);
+        let web = place.wait_with("web", DAY1, &noise(1, 1_000_000), json!({}));
+        place.sync(["--limit", "600K"]).clean();
+        // What has arrived rots before the rest of it comes.
+        let part = place.far().join("web/.part/web-20261118T010000Z.raw");
+        let mut content = fs::read(&part).unwrap();
+        assert!(content.len() > 300_000, "{}", content.len());
+        content[100_000] ^= 0xff;
+        fs::write(&part, content).unwrap();
+        let ran = place.sync([]);
+        if ran.status != 0 {
+            ran.expect(1).says("reads differently");
+            place.sync([]).clean();
+        }
+        assert_eq!(check_store(&place.far()).whole, [web]);
+    }
+}
+
+#[test]
+fn a_limit_that_nothing_fits_into_is_said_and_no_failure() {
+    let place = Place::new(true);
+    for limit in ["0", "1K", "10K"] {
+        let web = place.wait_there("web", DAY1, 200_000, json!({}));
+        let ran = place.sync(["--limit", limit]).clean();
+        assert_eq!(ran.column("id"), [web]);
+        assert!(ran.records()[0]["skipped"]["why"].as_str().unwrap().contains("too little is left"), "{}", ran.out);
+        assert!(place.counted() < BEYOND);
+    }
+    place.sync(["--limit", "none", "--limit", "5G"]).expect(2).says("none goes with no other");
+    place.sync(["--limit", "much"]).expect(2);
+    place.sync(["--limit", "none"]).clean();
+}
