@@ -104,6 +104,39 @@ fn below(top: u32) -> Vec<u32> {
     found
 }
 
+/// Kills the ssh that holds the connection of a pass once `bytes` have crossed.
+fn drop_line(counted: &Counted, pass: &mut Child, bytes: u64) {
+    wait_for("nothing crosses", || counted.seen() > bytes || pass.try_wait().unwrap().is_some());
+    let master = below(pass.id()).into_iter().find(|pid| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.starts_with(b"ssh\0") && words.split(|byte| *byte == 0).any(|word| word == b"-M")
+    });
+    Command::new("kill").args(["-KILL", &master.expect("no master").to_string()]).status().unwrap();
+}
+
+#[test]
+fn a_line_that_drops_is_tried_again_in_the_same_pass_but_not_where_the_door_is_shut() {
+    let counted = Counted::new();
+    let place = &counted.place;
+    let web = place.wait_with("web", DAY1, &random_bytes(40 << 20), json!({}));
+    // Slowly enough that it is not over before the line is cut.
+    let mut pass = counted.start(&["--bwlimit", "20M"]);
+    drop_line(&counted, &mut pass, 10 << 20);
+    assert!(pass.wait().unwrap().success());
+    assert_eq!(check_store(&place.far()).whole, [web]);
+    assert!(counted.seen() < 48 << 20, "{}: what had arrived was sent again", counted.seen());
+    let attempts: Vec<_> = place.ledger().into_iter().filter(|line| line["result"] == "sent").collect();
+    assert_eq!(attempts.len(), 1, "{attempts:?}");
+    place.wait_with("db", DAY1, &random_bytes(40 << 20), json!({}));
+    let mut pass = counted.start(&["--bwlimit", "20M", "--retries", "1000"]);
+    wait_for("nothing crosses", || counted.seen() > 50 << 20);
+    fs::write(place.kit.path("sshd/known"), "").unwrap();
+    drop_line(&counted, &mut pass, 0);
+    // Waiting a thousand times would take a day.
+    wait_for("it tries on", || pass.try_wait().unwrap().is_some());
+    assert_eq!(pass.wait().unwrap().code(), Some(1));
+}
+
 /// Eight times here; `BAK_KILLS=100` for the nightly run.
 #[test]
 fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_whole() {
