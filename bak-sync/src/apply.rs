@@ -12,7 +12,7 @@ use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
 use bak_common::outbox::{self, Outbox};
 use bak_common::period::{self, Cap};
-use bak_common::record::{Dump, Skipped};
+use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
 use bak_common::units::show_size;
@@ -148,7 +148,7 @@ pub fn pass(
     let begun = Instant::now();
     let waiting = pending(session, &outbox);
     if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
-        return used_up(&budget, waiting, done);
+        return used_up(session, &budget, waiting, done);
     }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node())?;
     let id = uuid::Uuid::new_v4().to_string();
@@ -164,7 +164,7 @@ pub fn pass(
     ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
     budget.spend(sum.both());
     if limited {
-        return used_up(&budget, waiting, done);
+        return used_up(session, &budget, waiting, done);
     }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
     let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
@@ -230,13 +230,21 @@ pub fn waits(budget: &Budget) -> String {
     }
 }
 
-/// Nothing may cross any more: what waits, waits. That is no failure.
-fn used_up(budget: &Budget, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
-    for Entry { mut dump, .. } in waiting {
-        dump.skipped = Some(Skipped { why: waits(budget) });
-        done(dump)?;
-    }
-    Ok(())
+/// Says why a dump stays pending, which is a decision and no failure.
+pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+    dump.skipped = Some(Skipped { why });
+    session.report.decided(&to_line(&Record::Dump(Box::new(dump.clone()))));
+    done(dump)
+}
+
+/// Nothing may cross any more: what waits, waits.
+fn used_up(
+    session: &Session,
+    budget: &Budget,
+    waiting: Vec<Entry>,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, waits(budget), done))
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.

@@ -83,7 +83,8 @@ impl Pass<'_> {
         let part = |name: &str| plan::find(&self.listing, &format!("{place}/{PARTIAL}/{name}"));
         let resumed = there == There::Begun || dump.files.iter().any(|file| part(&file.name).is_some());
         // What must follow the data: the sidecar, and a listing of about 100 bytes a file.
-        let near = self.listing.iter().filter(|file| file.name.starts_with(&format!("{place}/"))).count();
+        let below = format!("{place}/");
+        let near = self.listing.iter().filter(|file| file.name.starts_with(&below)).count();
         let closing = dump.bare().to_sidecar().len() + 100 * (near + dump.files.len() + 1) + 2048;
         let room = share.map(|share| share.saturating_sub(closing as u64));
         let basis = dump.files.iter().map(|file| {

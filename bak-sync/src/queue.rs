@@ -4,12 +4,12 @@ use anyhow::{Context, Result, anyhow};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
-use bak_common::record::{Dump, LinkNote, Record, SentNote, Skipped, to_line};
+use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
 use bak_common::store::Entry;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::apply::{Pass, Tally, attempt, caps, cost, waits};
+use crate::apply::{Pass, Tally, attempt, caps, cost, tell, waits};
 use crate::carry::{Stop, Trouble};
 use crate::{plan, share};
 
@@ -61,13 +61,11 @@ impl Pass<'_> {
                     done(*arrived)?;
                 }
                 Ok(Fate::Waits) => held.push_back(dump),
-                Ok(Fate::Cut(mut dump)) => {
+                Ok(Fate::Cut(dump)) => {
                     (tally.limited, in_a_row) = (true, 0);
                     let limit = self.budget.tightest().unwrap_or_default();
                     let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
-                    dump.skipped = Some(Skipped { why });
-                    self.session.report.decided(&to_line(&Record::Dump(dump.clone())));
-                    done(*dump)?;
+                    tell(self.session, *dump, why, done)?;
                 }
                 Err(trouble) => {
                     tally.failed += 1;
@@ -78,10 +76,9 @@ impl Pass<'_> {
                 }
             }
         }
-        for mut dump in held {
-            tally.limited = true;
-            dump.skipped = Some(Skipped { why: waits(&self.budget) });
-            done(dump)?;
+        tally.limited |= !held.is_empty();
+        for dump in held {
+            tell(self.session, dump, waits(&self.budget), done)?;
         }
         Ok(tally)
     }

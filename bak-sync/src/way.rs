@@ -1,7 +1,7 @@
 //! How one dump goes: at once, or in a way that bears being cut; and in blocks of which size. Pure.
 //!
-//! What is cut and resumed sends the checksums of its basis anew each time, so blocks are larger there, and a slice of which
-//! most would be checksums is not begun.
+//! What is cut and resumed sends the checksums of its basis anew each time. Up to two thirds of a slice that is cheaper
+//! than larger blocks, which send more; beyond, the blocks are larger. Where that does not help the slice is not begun.
 
 /// How a dump goes over the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +29,9 @@ pub fn block_size(bytes: u64) -> u64 {
     (SMALLEST * bytes.div_ceil(SMALLEST * BLOCKS)).clamp(SMALLEST, LARGEST)
 }
 
-/// At most so many bytes of checksums come back for a basis of this size: 7 to 10 a block were measured.
-pub fn sums(basis: u64, block: u64) -> u64 {
-    basis.div_ceil(block.max(1)).saturating_mul(10)
+/// About so many bytes of checksums come back for a basis of this size: 7 to 10 a block were measured.
+fn sums(basis: u64, block: u64) -> u64 {
+    basis.div_ceil(block).saturating_mul(9)
 }
 
 /// The most that data of this size can cost in one go: what can't be compressed, and the checksums of its basis.
@@ -50,9 +50,8 @@ pub fn way(bytes: u64, largest: u64, basis: u64, room: Option<u64>, again: bool)
     // What has arrived is a basis, too, when it is resumed.
     let summed = basis.max(bytes);
     let sizes = std::iter::successors(Some(block), |size| (*size < LARGEST).then(|| (*size * 2).min(LARGEST)));
-    let fits = |size: &u64| sums(summed, *size) <= room / 3;
-    let block = sizes.clone().find(fits).unwrap_or(LARGEST);
-    (room >= SLICE_LEAST && sums(summed, block) <= room / 2).then_some(Way { sliced: true, block })
+    let mut fitting = sizes.filter(|size| room >= SLICE_LEAST && sums(summed, *size) <= room / 4 * 3);
+    fitting.next().map(|block| Way { sliced: true, block })
 }
 
 #[cfg(test)]
@@ -88,12 +87,12 @@ mod tests {
             // It fits whatever it costs.
             (10 * M, 0, Some(11 * M), false, go(4096)),
             (10 * M, 10 * M, Some(10 * M), false, slice(4096)),
-            // 2 GiB are 5 MiB of checksums at 4 KiB: a third of 15 MiB.
-            (2 * G, 2 * G, Some(16 * M), false, slice(4096)),
-            (2 * G, 2 * G, Some(4 * M), false, slice(16 << 10)),
-            (2 * G, 2 * G, Some(M / 2), false, slice(128 << 10)),
-            // Half of it would be checksums, or nearly nothing would be left.
-            (2 * G, 2 * G, Some(M / 4), false, None),
+            // 2 GiB are 4.5 MiB of checksums at 4 KiB.
+            (2 * G, 2 * G, Some(6 * M), false, slice(4096)),
+            (2 * G, 2 * G, Some(6 * M - 4), false, slice(8 << 10)),
+            (2 * G, 2 * G, Some(M / 4), false, slice(128 << 10)),
+            // Nearly all of it would be checksums, or nearly nothing would be left.
+            (2 * G, 2 * G, Some(M / 8), false, None),
             (M, 0, Some(16 << 10), false, slice(4096)),
             (M, 0, Some((16 << 10) - 1), false, None),
             // Very small ones fit all the same.
@@ -107,7 +106,7 @@ mod tests {
         #[test]
         fn most_of_a_slice_is_data(bytes in 0_u64..(1 << 42), basis in 0_u64..(1 << 42), room in 0_u64..(1 << 40), again: bool) {
             if let Some(way) = way(bytes, bytes, basis, Some(room), again) {
-                prop_assert!(sums(basis, way.block) <= room / 2 || !way.sliced || room >= at_once(bytes, basis, way.block));
+                prop_assert!(sums(basis, way.block) <= room / 4 * 3 || room >= at_once(bytes, basis, way.block));
                 prop_assert!((4096..=LARGEST).contains(&way.block));
             } else {
                 prop_assert!(room < at_once(bytes, basis, block_size(bytes)));

@@ -188,3 +188,35 @@ fn a_limit_that_nothing_fits_into_is_said_and_no_failure() {
     place.sync(["--limit", "much"]).expect(2);
     place.sync(["--limit", "none"]).clean();
 }
+
+/// What comes in several attempts is read back: here it rots after its last byte has arrived.
+#[test]
+fn a_sliced_dump_that_reads_differently_in_the_end_is_no_dump_and_is_mended() {
+    let place = Place::new(true);
+    let web = place.wait_with("web", DAY1, &noise(1, 600_000), json!({}));
+    place.sync(["--limit", "300K"]).clean();
+    let here = place.kit.path("").display().to_string();
+    let rsync = place.kit.sh("command -v rsync").clean().out;
+    let rot =
+        format!("printf x | dd of='{here}/far/web/web-20261118T010000Z.raw' bs=1 seek=70000 conv=notrunc 2>/dev/null");
+    let script = format!("#!/bin/sh\ncase \"$*\" in *--checksum*) {rot} ;; esac\nexec {} \"$@\"\n", rsync.trim());
+    let stand_in = place.kit.write("stand-in/rsync", script);
+    place.kit.sh(&format!("chmod 755 '{}'", stand_in.display())).clean();
+    let sshd = place.sshd.as_ref().unwrap();
+    let mut command = place.kit.command(bak_tests::bin("bak-sync"));
+    let path = command.get_envs().find(|(key, _)| *key == "PATH").and_then(|(_, value)| value).unwrap().to_owned();
+    command.env("PATH", format!("{here}/stand-in:{}", path.display()));
+    command.args([
+        "--outbox",
+        "outbox",
+        "--dest",
+        &format!("box={}", sshd.url(&place.far())),
+        "--ssh",
+        &sshd.command(),
+    ]);
+    bak_tests::finish(command, "").expect(1).says("reads differently over there");
+    assert!(check_store(&place.far()).whole.is_empty() && check_store(&place.far()).broken.is_empty());
+    let ran = place.sync([]).clean();
+    assert!(ran.records()[0]["sent"]["box"]["wire_out"].as_u64().unwrap() < 700_000, "{}", ran.out);
+    assert_eq!(check_store(&place.far()).whole, [web]);
+}
