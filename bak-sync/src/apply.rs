@@ -138,8 +138,8 @@ pub fn pass(
     let expected = outbox.identity()?.ok_or_else(|| {
         Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
     })?;
-    let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if session.dry_run {
+        let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
         let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
         return foresee(dest, &budget, plan::order(waiting, &dest.name), done);
     }
@@ -147,6 +147,8 @@ pub fn pass(
     drop(outbox.store.lock(session.wait, &session.report)?);
     let begun = Instant::now();
     let waiting = pending(session, &outbox);
+    // Not before the lock: another pass may have used up what was left.
+    let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
         return used_up(session, &budget, waiting, done);
     }

@@ -8,7 +8,7 @@ use bak_common::far::{Bounds, Fetched, LimitReached, Ran, refused};
 use bak_common::ledger::Line;
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
-use bak_common::record::Dump;
+use bak_common::record::{Dump, FileEntry};
 use bak_common::store::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -87,22 +87,31 @@ impl Pass<'_> {
         let near = self.listing.iter().filter(|file| file.name.starts_with(&below)).count();
         let closing = dump.bare().to_sidecar().len() + 100 * (near + dump.files.len() + 1) + 2048;
         let room = share.map(|share| share.saturating_sub(closing as u64));
-        let basis = dump.files.iter().map(|file| {
-            let there = part(&file.name).or_else(|| plan::find(&self.listing, &format!("{place}/{}", file.name)));
-            let old = || plan::basis(dump, file, &place, &self.history, &self.listing).map(|basis| basis.there.bytes);
-            there.map(|there| there.bytes).or_else(old).unwrap_or(0)
-        });
-        let basis = if self.far.is_remote() { basis.sum() } else { 0 };
-        let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
         let way = match there {
             // Nothing of it will be sent.
-            There::Sidecar | There::InTheWay(_) if share.is_none_or(|share| share >= LEAST) => {
-                Some(Way { sliced: false, block: 0 })
+            There::Sidecar | There::InTheWay(_) => {
+                share.is_none_or(|share| share >= LEAST).then_some(Way { sliced: false, block: 0 })
             }
-            There::Sidecar | There::InTheWay(_) => None,
-            There::Begun | There::Nothing => way(dump.bytes, largest, basis, room, resumed),
+            There::Begun | There::Nothing => {
+                let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
+                way(dump.bytes, largest, self.bases(dump, &place), room, resumed)
+            }
         };
         Some(Journey { way: way?, share, room, resumed })
+    }
+
+    /// How many bytes over there the dump's files are compared with.
+    fn bases(&self, dump: &Dump, place: &str) -> u64 {
+        if !self.far.is_remote() {
+            return 0;
+        }
+        let of = |file: &FileEntry| {
+            let names = [format!("{place}/{PARTIAL}/{}", file.name), format!("{place}/{}", file.name)];
+            let there = names.iter().find_map(|name| plan::find(&self.listing, name)).map(|there| there.bytes);
+            let old = || plan::basis(dump, file, place, &self.history, &self.listing).map(|basis| basis.there.bytes);
+            there.or_else(old).unwrap_or(0)
+        };
+        dump.files.iter().map(of).sum()
     }
 
     /// Carries the dump, and tries again where the line drops.

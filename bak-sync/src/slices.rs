@@ -7,7 +7,7 @@
 //! there the copy begins with a gap. Whatever can't be laid makes the transfer dearer, never wrong.
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::far::{FarFile, Slice};
+use bak_common::far::{FarFile, LimitReached, Slice};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
 use bak_common::store::{Entry, Store};
@@ -35,11 +35,19 @@ impl Pass<'_> {
         if litter.is_empty() {
             return;
         }
-        match self.far.discard("", &litter).and_then(|ran| ran.check()) {
-            Ok(()) => self.listing.retain(|file| !litter.contains(file)),
-            Err(error) => {
-                self.session.report.warn(dump.id.as_str(), &format!("cannot clean up over there: {error:#}"));
-            }
+        let swept = self.far.discard("", &litter).and_then(|ran| ran.check());
+        if swept.is_ok() {
+            self.listing.retain(|file| !litter.contains(file));
+        }
+        self.warn(dump, "cannot clean up over there", swept);
+    }
+
+    /// Says what went wrong and does no harm. That a limit ended it is said by what it ends.
+    fn warn(&self, dump: &Dump, what: &str, result: Result<()>) {
+        if let Err(error) = result
+            && !error.is::<LimitReached>()
+        {
+            self.session.report.warn(dump.id.as_str(), &format!("{what}: {error:#}"));
         }
     }
 
@@ -56,9 +64,7 @@ impl Pass<'_> {
                     links.push((basis.there.clone(), new));
                 })
             };
-            if let Err(error) = laid {
-                self.session.report.warn(dump.id.as_str(), &format!("goes without a basis: {error:#}"));
-            }
+            self.warn(dump, "goes without a basis", laid);
         }
         links
     }
@@ -66,10 +72,8 @@ impl Pass<'_> {
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
     pub fn take_up(&self, dump: &Dump, links: &[(FarFile, String)]) {
         for (old, new) in links {
-            if let Err(error) = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check()) {
-                let text = format!("cannot remove {}/{new} over there: {error:#}", self.basis);
-                self.session.report.warn(dump.id.as_str(), &text);
-            }
+            let dropped = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check());
+            self.warn(dump, &format!("cannot remove {}/{new} over there", self.basis), dropped);
         }
     }
 

@@ -107,6 +107,7 @@ fn below(top: u32) -> Vec<u32> {
 /// Kills the ssh that holds the connection of a pass once `bytes` have crossed.
 fn drop_line(counted: &Counted, pass: &mut Child, bytes: u64) {
     wait_for("nothing crosses", || counted.seen() > bytes || pass.try_wait().unwrap().is_some());
+    assert!(pass.try_wait().unwrap().is_none(), "it was over too soon");
     let master = below(pass.id()).into_iter().find(|pid| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         words.starts_with(b"ssh\0") && words.split(|byte| *byte == 0).any(|word| word == b"-M")
@@ -163,9 +164,12 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
         let mut pass = counted.start(&["--limit", &limit, "--retries", "1"]);
         let end = counted.seen() + number(1 << 16) * 30;
         wait_for("a pass hangs", || counted.seen() >= end || pass.try_wait().unwrap().is_some());
-        let family = below(pass.id());
-        let victim = family[usize::try_from(number(family.len() as u64)).unwrap()];
-        let _ = Command::new("kill").args(["-KILL", &victim.to_string()]).stderr(Stdio::null()).status();
+        // Of a pass that has ended the number may belong to another process by now.
+        if pass.try_wait().unwrap().is_none() {
+            let family = below(pass.id());
+            let victim = family[usize::try_from(number(family.len() as u64)).unwrap()];
+            let _ = Command::new("kill").args(["-KILL", &victim.to_string()]).stderr(Stdio::null()).status();
+        }
         wait_for("a pass hangs whose program was killed", || pass.try_wait().unwrap().is_some());
         counted.settle();
         let seen = check_store(&place.far());

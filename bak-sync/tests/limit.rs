@@ -3,7 +3,7 @@
 mod common;
 
 use bak_tests::{Ran, check_store, noise};
-use common::Place;
+use common::{Place, linked, put_content};
 use serde_json::json;
 use std::fs;
 
@@ -53,7 +53,7 @@ fn a_delta_in_slices_costs_little_more_than_one_in_one_go() {
         }
     };
     let mut one_go = 0;
-    for limit in [0, 300_000, 200_000, 120_000] {
+    for limit in [0, 300_000, 150_000] {
         let place = Place::new(true);
         place.wait_with("web", DAY1, &content, json!({}));
         place.sync([]).clean();
@@ -187,6 +187,41 @@ fn a_limit_that_nothing_fits_into_is_said_and_no_failure() {
     place.sync(["--limit", "none", "--limit", "5G"]).expect(2).says("none goes with no other");
     place.sync(["--limit", "much"]).expect(2);
     place.sync(["--limit", "none"]).clean();
+}
+
+#[test]
+fn content_that_shifts_stays_a_delta_in_slices_where_the_previous_dump_is_still_here() {
+    let old = noise(1, 3_000_000);
+    let mut new = Vec::new();
+    for (i, piece) in old.chunks(50_000).enumerate() {
+        new.extend_from_slice(&noise(i as u64 + 9, 4_000));
+        new.extend_from_slice(piece);
+    }
+    let mut outs = Vec::new();
+    for (limit, stored) in [("none", true), ("160K", true), ("160K", false)] {
+        let place = Place::new(true);
+        put_content(&place.outbox(), "web", DAY1, "vma", &old, linked(json!({})));
+        put_content(&place.kit.store(), "web", DAY1, "vma", &old, json!({}));
+        fs::create_dir(place.kit.path("elsewhere")).unwrap();
+        place.sync([]).clean();
+        put_content(&place.outbox(), "web", DAY2, "vma", &new, linked(json!({})));
+        let mut records = Vec::new();
+        while !check_store(&place.outbox()).whole.is_empty() {
+            let store = if stored { "store" } else { "elsewhere" };
+            records = place.sync(["--limit", limit, "--store", store]).clean().records();
+        }
+        let sent = &records[0]["sent"]["box"];
+        assert!(limit == "none" || sent["passes"].as_u64().unwrap() > 1, "{sent}");
+        outs.push(sent["wire_out"].as_u64().unwrap());
+        let seen = check_store(&place.far());
+        assert_eq!((seen.whole.len(), seen.broken.len()), (2, 0));
+        assert_eq!(
+            place.kit.sh("find far/*/.part far/.basis-*/* outbox/.bak/scratch -type f 2>/dev/null; true").out,
+            ""
+        );
+    }
+    assert!(outs[1] < outs[0] * 11 / 10, "{outs:?}: with a gap");
+    assert!(outs[2] > outs[0] * 12 / 10, "{outs:?}: without one what is still needed is overrun");
 }
 
 /// What comes in several attempts is read back: here it rots after its last byte has arrived.

@@ -7,7 +7,7 @@ use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, Ran, put_dump};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An outbox, a far side, and dumps that wait, put there by hand.
 pub struct Place {
@@ -44,24 +44,12 @@ impl Place {
     }
 
     pub fn wait_there(&self, vm: &str, started: &str, bytes: usize, note: Value) -> String {
-        let mut link = json!({"decision": "linked", "why": "test", "at": "2026-11-20T02:00:00Z", "rank": 1});
-        for (key, value) in note.as_object().unwrap() {
-            link[key] = value.clone();
-        }
-        put_dump(&self.outbox(), vm, started, bytes, json!({"link": {"box": link}}))
+        put_dump(&self.outbox(), vm, started, bytes, linked(note))
     }
 
     /// The same with this content.
     pub fn wait_with(&self, vm: &str, started: &str, content: &[u8], note: Value) -> String {
-        let id = self.wait_there(vm, started, content.len(), note);
-        let stem = format!("{vm}-{}", bak_tests::compact(started));
-        let data = self.outbox().join(format!("{vm}/{stem}.raw"));
-        fs::write(&data, content).unwrap();
-        let path = self.outbox().join(format!("{vm}/{stem}.dump.json"));
-        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        record["files"][0]["sha256"] = bak_tests::sha256_file(&data).into();
-        fs::write(&path, record.to_string()).unwrap();
-        id
+        put_content(&self.outbox(), vm, started, "raw", content, linked(note))
     }
 
     pub fn ledger(&self) -> Vec<Value> {
@@ -80,4 +68,29 @@ impl Place {
         }
         attempts.values().sum()
     }
+}
+
+/// The note of bak-link, with the fields of `note` laid over it.
+pub fn linked(note: Value) -> Value {
+    let mut link = json!({"decision": "linked", "why": "test", "at": "2026-11-20T02:00:00Z", "rank": 1});
+    for (key, value) in note.as_object().unwrap() {
+        link[key] = value.clone();
+    }
+    json!({"link": {"box": link}})
+}
+
+/// Puts a dump of one file with this ending and content into a store.
+pub fn put_content(store: &Path, vm: &str, started: &str, ending: &str, content: &[u8], more: Value) -> String {
+    let id = put_dump(store, vm, started, 1, more);
+    let stem = format!("{vm}-{}", bak_tests::compact(started));
+    let (dir, name) = (store.join(vm), format!("{stem}.{ending}"));
+    fs::remove_file(dir.join(format!("{stem}.raw"))).unwrap();
+    fs::write(dir.join(&name), content).unwrap();
+    let path = dir.join(format!("{stem}.dump.json"));
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let sha256 = bak_tests::sha256_file(&dir.join(&name));
+    record["files"][0] = json!({"name": name, "bytes": content.len(), "sha256": sha256});
+    record["bytes"] = content.len().into();
+    fs::write(&path, record.to_string()).unwrap();
+    id
 }
