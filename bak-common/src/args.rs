@@ -11,7 +11,7 @@ use crate::calendar::{Time, Zone};
 use crate::config::{Config, Keep, dest_name};
 use crate::report::{Kind, Report};
 use crate::select::{Filter, Selector};
-use crate::units::{Limit, Span};
+use crate::units::{Limit, Span, limit};
 
 /// A pipe that nobody reads is no log: better an error than to wait for ever.
 const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
@@ -62,6 +62,40 @@ pub struct Places {
     /// A destination: NAME=URL, a bare URL, or the name of a configured one; may be repeated
     #[arg(long, value_name = "NAME=URL")]
     pub dest: Vec<String>,
+}
+
+/// How much may be carried.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Limits {
+    /// How much may be carried, instead of what the configuration says: 10G a pass, 10G/day, 50G/week, 200G/month,
+    /// 200G/month@15, or none; may be repeated
+    #[arg(long, value_name = "LIMIT")]
+    pub limit: Vec<LimitArg>,
+}
+
+/// A limit, or `none`.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitArg(pub Option<Limit>);
+
+impl std::str::FromStr for LimitArg {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        limit(text).map(Self)
+    }
+}
+
+impl Limits {
+    /// Puts the limits that were given in the place of those of the configuration.
+    pub fn apply(&self, destinations: &mut [Destination]) -> Result<()> {
+        let limits: Vec<Limit> = self.limit.iter().filter_map(|limit| limit.0).collect();
+        if limits.len() < self.limit.len() && !limits.is_empty() {
+            return Err(Kind::Usage.says("--limit none goes with no other --limit"));
+        }
+        for dest in destinations.iter_mut().filter(|_| !self.limit.is_empty()) {
+            dest.limits.clone_from(&limits);
+        }
+        Ok(())
+    }
 }
 
 /// What to act on, beside operands.

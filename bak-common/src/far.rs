@@ -3,44 +3,43 @@
 //! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
 //! argument, a pattern or a word of a shell.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::command::{Event, Program};
-use crate::meter::{self, METER, METER_HERE, Speed, Wire};
-use crate::name::printable;
-use crate::store::Listing;
+use crate::lock::Lock;
+use crate::meter::{Counts, METER, METER_HERE, Speed, Wire};
 
+mod append;
 mod listing;
+mod look;
 mod mounted;
 mod ran;
+mod seed;
+mod ssh;
 mod url;
 
+pub use append::Slice;
 pub use listing::{FarFile, FarKind};
-pub use ran::Ran;
+pub use look::Fetched;
+pub use ran::{LimitReached, Ran, refused};
+pub use ssh::ssh_words;
 pub use url::Url;
-
-use listing::listed;
 
 /// The longest listing that is read, in bytes: about half a million files.
 const LISTING_MAX: usize = 48 << 20;
 
-/// The far side was reached and answered, or it was not.
-#[derive(Debug)]
-pub enum Fetched {
-    Here(Vec<u8>),
-    /// rsync says that there is no such file.
-    Missing,
-}
+/// How far beyond the limit small runs may go, in bytes: those that only look, clean up, or finish what has arrived.
+const BEYOND: i128 = 32 << 10;
+
+/// Seconds without traffic after which a run is given up.
+const SILENCE_S: u64 = 600;
 
 /// Says how fast to send now.
 struct Pace(Box<dyn Fn() -> Speed + Send + Sync>);
@@ -58,15 +57,41 @@ pub struct Far {
     /// Temporary files of this pass: lists, stubs, the meter's counts.
     scratch: PathBuf,
     scratch_dir: fs::File,
+    /// The command that reaches the host, and the same over the connection that the runs share.
+    shell: Vec<OsString>,
     ssh: Vec<OsString>,
     master: Option<Child>,
     runs: AtomicU64,
     fsync: AtomicBool,
-    /// What all runs so far have cost, and the counts of the one that runs.
-    wire: Mutex<Wire>,
+    traffic: Mutex<Traffic>,
     pace: Option<Pace>,
     /// Nothing may cross the line for hours, and that is right.
     may_wait: bool,
+}
+
+#[derive(Debug)]
+struct Traffic {
+    /// What the runs since the last [`Far::take_wire`] have cost.
+    wire: Wire,
+    /// What may still cross, in both directions; less than nothing if small runs went beyond. None for no limit.
+    left: Option<i128>,
+}
+
+/// How one run is bounded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds<'a> {
+    /// The lock that it holds, so that it is free only when rsync is gone, too.
+    pub lock: Option<&'a Lock>,
+    /// How many bytes it may cost by itself, in both directions, beside the limit of all.
+    pub at_most: Option<u64>,
+    /// Bytes that the far side reads or writes in silence meanwhile: it is given the time for that.
+    pub silent: u64,
+}
+
+impl<'a> Bounds<'a> {
+    pub fn under(lock: &'a Lock) -> Self {
+        Self { lock: Some(lock), ..Self::default() }
+    }
 }
 
 impl Far {
@@ -77,67 +102,28 @@ impl Far {
             url,
             scratch: scratch.to_owned(),
             scratch_dir: fs::File::open(scratch).context("cannot open a temporary directory")?,
+            shell: Vec::new(),
             ssh: Vec::new(),
             master: None,
             runs: AtomicU64::new(0),
             fsync: AtomicBool::new(true),
-            wire: Mutex::default(),
+            traffic: Mutex::new(Traffic { wire: Wire::default(), left: None }),
             pace: None,
             may_wait: false,
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
-        if let Url::Ssh { host, .. } = far.url.clone() {
-            far.ssh = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
+        if far.is_remote() {
+            far.shell = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
             for option in ["BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4"] {
-                far.ssh.extend(["-o".into(), option.into()]);
+                far.shell.extend(["-o".into(), option.into()]);
             }
-            far.connect(&host)?;
         }
+        far.connect()?;
         Ok(far)
     }
 
     pub fn is_remote(&self) -> bool {
         matches!(self.url, Url::Ssh { .. })
-    }
-
-    /// Starts the ssh connection that the runs share, and waits until it stands.
-    fn connect(&mut self, host: &str) -> Result<()> {
-        // A socket's path holds 108 bytes, ours may be longer: this is the same directory under a short name.
-        let socket = PathBuf::from(format!("/proc/{}/fd/{}/ssh", std::process::id(), self.scratch_dir.as_raw_fd()));
-        let with_socket = |more: &[&str]| {
-            let mut args: Vec<OsString> = self.ssh[1..].to_vec();
-            args.extend(["-S".into(), socket.clone().into_os_string()]);
-            args.extend(more.iter().map(OsString::from));
-            args
-        };
-        let program =
-            Program::new(&self.ssh[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
-        let mut master = program.spawn(Stdio::null(), Stdio::piped())?;
-        let said = master.stderr.take().map(last_words);
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = master.try_wait().context("cannot wait for ssh")? {
-                let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
-                bail!("ssh could not connect ({status}): {said}");
-            }
-            if socket.exists() {
-                let check = Program::new(&self.ssh[0])?
-                    .args(with_socket(&["-O", "check", "--", host]))
-                    .timeout(Duration::from_secs(10))
-                    .run()?;
-                if check.status.success() {
-                    break;
-                }
-            }
-            if begun.elapsed() > Duration::from_secs(60) {
-                crate::command::stop(&mut master);
-                bail!("ssh could not connect within 60 s");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.master = Some(master);
-        self.ssh.extend(["-S".into(), socket.into_os_string(), "-o".into(), "ControlMaster=no".into()]);
-        Ok(())
     }
 
     /// Has every run, those to a mounted path, too, keep to the speed that `pace` says, which is asked again all the time.
@@ -148,14 +134,53 @@ impl Far {
         self.may_wait = may_wait;
     }
 
+    /// How fast to send now.
+    fn speed(&self) -> Speed {
+        self.pace.as_ref().map(|pace| pace.0()).unwrap_or_default()
+    }
+
     /// Whether a meter stands between rsync and the far side.
     fn metered(&self) -> bool {
         self.is_remote() || self.pace.is_some()
     }
 
+    fn traffic(&self) -> std::sync::MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What has crossed the line since the last call.
     pub fn take_wire(&self) -> Wire {
-        std::mem::take(&mut self.wire.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.traffic().wire)
+    }
+
+    /// What has crossed since the last [`Far::take_wire`].
+    pub fn wire(&self) -> Wire {
+        self.traffic().wire
+    }
+
+    /// From now on no more than this many bytes may cross, in both directions, none if it is negative. A run goes up to
+    /// 48 KiB beyond, as what is small and finishes something should not fail for want of a few bytes: who begins
+    /// something large bounds it by itself. None for no limit.
+    pub fn limit(&self, bytes: Option<i128>) {
+        self.traffic().left = bytes;
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.traffic().left.is_some()
+    }
+
+    /// How many bytes a run may carry within these bounds; no limit is `u64::MAX`.
+    fn room(&self, bounds: &Bounds) -> u64 {
+        let of_all =
+            self.traffic().left.map_or(u64::MAX, |left| u64::try_from((left + BEYOND).max(0)).unwrap_or(u64::MAX));
+        of_all.min(bounds.at_most.unwrap_or(u64::MAX))
+    }
+
+    /// Adds what a run has cost.
+    fn spent(&self, wire: Wire) {
+        let mut traffic = self.traffic();
+        traffic.wire = traffic.wire + wire;
+        traffic.left = traffic.left.map(|left| left - i128::from(wire.both()));
     }
 
     /// The directory `below` over there, as rsync wants it.
@@ -180,38 +205,27 @@ impl Far {
         self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
     }
 
-    /// What rsync is to take for its remote shell: a meter, that notes in `counts`.
-    fn shell(&self, counts: &Path) -> OsString {
-        // The path stays ours even if this program is replaced by a newer one meanwhile.
-        let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
-        let mode = if self.is_remote() { METER } else { METER_HERE };
-        for word in [OsString::from(mode), counts.into()].into_iter().chain(self.ssh.iter().cloned()) {
-            shell.push(" ");
-            shell.push(quote(word));
-        }
-        shell
-    }
-
-    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one.
+    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one. `watch`
+    /// sees what has crossed since the last [`Far::take_wire`].
     fn rsync(
         &self,
         options: &[&str],
         files: &[String],
         places: [OsString; 2],
-        lock: Option<&crate::lock::Lock>,
+        bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
-        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
-        let list = self.scratch_file("files");
-        // rsync takes a name that begins with `#` or `;` for a comment, even here.
-        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
-        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
-        let counts = self.scratch_file("wire");
-        let mut program = Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0"]);
-        program = program.arg(if self.may_wait { "--timeout=0" } else { "--timeout=600" });
+        let list = self.names(files)?;
+        let path = self.scratch_file("wire");
+        let counts = Counts::create(&path)?;
+        // Ten megabytes a second is slow for a disk.
+        let silence = if self.may_wait { 0 } else { SILENCE_S + bounds.silent / 10_000_000 };
+        let silence = format!("--timeout={silence}");
+        let mut program =
+            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", silence.as_str()]);
         program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
         if self.metered() {
-            program = program.arg("-e").arg(self.shell(&counts));
+            program = program.arg("-e").arg(self.metered_shell(&path, self.room(&bounds)));
             if !self.is_remote() {
                 // No shell is there that would read the path: it goes as it is.
                 program = program.arg("--secluded-args");
@@ -220,23 +234,15 @@ impl Far {
         let [from, to] = places;
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
-        if let Some(lock) = lock {
+        if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;
         }
         let mut stdout = Vec::new();
         let mut local = Wire::default();
-        let metered = self.metered();
-        let mut speed = None;
-        let mut keep_pace = || match self.pace.as_ref().map(|pace| pace.0()) {
-            now if now != speed => {
-                speed = now;
-                meter::set_speed(&counts, now.unwrap_or_default())
-            }
-            _ => Ok(()),
-        };
-        keep_pace()?;
+        let (metered, before) = (self.metered(), self.traffic().wire);
+        counts.set_speed(self.speed());
         let finished = program.run_with(|event| {
-            keep_pace()?;
+            counts.set_speed(self.speed());
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
@@ -244,17 +250,41 @@ impl Far {
                     local.out = local.out.max(sent);
                 }
             }
-            watch(if metered { meter::read(&counts) } else { local })
+            let wire = if metered { counts.wire() } else { local };
+            watch(before + wire)?;
+            counts.seen(wire);
+            Ok(())
         });
-        let wire = if metered { meter::read(&counts) } else { local };
-        let mut sum = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
-        *sum = *sum + wire;
-        drop(sum);
+        let wire = if metered { counts.wire() } else { local };
+        self.spent(wire);
         let _ = fs::remove_file(&list);
-        let _ = fs::remove_file(&counts);
+        let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
-        Ok(Ran { finished, wire })
+        Ok(Ran { finished, wire, cut: counts.cut() })
+    }
+
+    /// Writes the names of `files` for `--files-from`.
+    fn names(&self, files: &[String]) -> Result<PathBuf> {
+        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
+        let list = self.scratch_file("files");
+        // rsync takes a name that begins with `#` or `;` for a comment, even here.
+        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
+        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
+        Ok(list)
+    }
+
+    /// rsync's `-e`: a meter that lets `room` bytes pass, before our ssh or before the other end of rsync here.
+    fn metered_shell(&self, counts: &Path, room: u64) -> OsString {
+        // The path stays ours even if this program is replaced by a newer one meanwhile.
+        let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
+        let mode = if self.is_remote() { METER } else { METER_HERE };
+        let meter = [OsString::from(mode), counts.as_os_str().to_owned(), room.to_string().into()];
+        for word in meter.into_iter().chain(self.ssh.iter().cloned()) {
+            shell.push(" ");
+            shell.push(quote(word));
+        }
+        shell
     }
 
     /// Sends files of the directory `from`, each to the same name below the destination's directory `below`. What is
@@ -265,7 +295,7 @@ impl Far {
         below: &str,
         files: &[String],
         options: &[&str],
-        lock: Option<&crate::lock::Lock>,
+        bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
         let source = with_slash(from.to_owned());
@@ -275,7 +305,7 @@ impl Far {
             if self.fsync.load(Relaxed) {
                 all.push("--fsync");
             }
-            let ran = self.rsync(&all, files, [source.clone(), self.place(below)], lock, watch)?;
+            let ran = self.rsync(&all, files, [source.clone(), self.place(below)], bounds, watch)?;
             let unknown = !ran.finished.status.success() && ran.finished.stderr.contains("--fsync: unknown option");
             if self.fsync.load(Relaxed) && unknown {
                 // An rsync older than 3.2.4 over there: its kernel flushes within half a minute.
@@ -285,125 +315,6 @@ impl Far {
             return Ok(ran);
         }
     }
-
-    /// Fetches one small file.
-    pub fn fetch(&self, name: &str) -> Result<Fetched> {
-        if let Url::Path(top) = &self.url {
-            return mounted::fetch(top, name);
-        }
-        let to = self.scratch_file("fetched");
-        fs::create_dir(&to).context("cannot make a temporary directory")?;
-        let options = ["--max-size=16M"];
-        let ran =
-            self.rsync(&options, &[name.to_owned()], [self.place(""), to.clone().into_os_string()], None, &mut |_| {
-                Ok(())
-            })?;
-        let result = match fs::read(to.join(name)) {
-            Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
-            // Only a clear "no such file" is an absence; any other trouble is trouble.
-            // (Where the directory itself is missing, rsync may end with 23, or break off with 12, or 3 locally.)
-            _ if matches!(ran.finished.status.code(), Some(3 | 12 | 23))
-                && ran.finished.stderr.contains("No such file or directory (2)") =>
-            {
-                Ok(Fetched::Missing)
-            }
-            Ok(_) => Err(ran.error()),
-            // A directory, a symbolic link, or far too large: rsync passes over it. No file of ours is like that.
-            Err(_) if ran.finished.status.success() => Ok(Fetched::Missing),
-            Err(_) => Err(ran.error()),
-        };
-        let _ = fs::remove_dir_all(&to);
-        result
-    }
-
-    /// Lists these names and what lies below them; one that is not there lists as nothing. An error if the
-    /// listing is not whole.
-    pub fn list(&self, names: &[String]) -> Result<Vec<FarFile>> {
-        if let Url::Path(top) = &self.url {
-            return mounted::list(top, names).context("cannot list the far side");
-        }
-        let options = ["--list-only", "-r", "--ignore-missing-args"];
-        let places = [self.place(""), self.scratch.join("empty").into_os_string()];
-        let ran = self.rsync(&options, names, places, None, &mut |_| Ok(()))?;
-        ran.check().context("cannot list the far side")?;
-        let text = String::from_utf8_lossy(&ran.finished.stdout);
-        text.lines()
-            .filter(|line| !line.ends_with(" ."))
-            .map(|line| listed(line).with_context(|| format!("cannot read rsync's listing: `{}`", printable(line))))
-            .collect()
-    }
-
-    /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.
-    pub fn dumps(&self, top: &str) -> Result<Listing> {
-        Ok(self.whole(top)?.1)
-    }
-
-    /// All files over there, and the dumps that they make up: see [`Far::dumps`].
-    pub fn whole(&self, top: &str) -> Result<(Vec<FarFile>, Listing)> {
-        let files = self.list(&[".".to_owned()])?;
-        let names: Vec<String> = listing::sidecars(&files).into_iter().map(|(_, _, name)| name).collect();
-        let to = self.scratch_file("sidecars");
-        fs::create_dir(&to).context("cannot make a temporary directory")?;
-        if !names.is_empty() {
-            // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
-            let places = [self.place(""), to.clone().into_os_string()];
-            let ran =
-                self.rsync(&["--max-size=16M", "--ignore-missing-args"], &names, places, None, &mut |_| Ok(()))?;
-            if ran.line_down() {
-                return Err(ran.error().context("cannot fetch the sidecars of the far side"));
-            }
-        }
-        let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
-        let _ = fs::remove_dir_all(&to);
-        let dumps = listing::dumps(top, &files, &texts);
-        Ok((files, dumps))
-    }
-
-    /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
-    /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
-    pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        let stub = self.stub(old, new)?;
-        let options = ["-tHz", "--link-dest=.."];
-        self.rsync(
-            &options,
-            &[old.name.clone(), new.to_owned()],
-            [with_slash(stub), self.place(basis)],
-            None,
-            &mut |_| Ok(()),
-        )
-    }
-
-    /// Removes what [`Far::seed_basis`] made. rsync takes a file of the same size and time here for a copy of the one
-    /// over there, and then removes that one on request: only these very names, and no directory is ever swept.
-    pub fn drop_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        let stub = self.stub(old, new)?;
-        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
-        self.rsync(
-            &options,
-            &[old.name.clone(), new.to_owned()],
-            [self.place(basis), stub.into_os_string()],
-            None,
-            &mut |_| Ok(()),
-        )
-    }
-
-    /// A directory with an empty sparse file of `old`'s name, size and time, hard-linked as `new`.
-    fn stub(&self, old: &FarFile, new: &str) -> Result<PathBuf> {
-        let dir = self.scratch_file("stub");
-        for name in [old.name.as_str(), new] {
-            let parent = dir.join(name).parent().map(Path::to_owned).unwrap_or_default();
-            fs::create_dir_all(parent).context("cannot make a temporary directory")?;
-        }
-        let path = dir.join(&old.name);
-        let file = fs::File::create(&path).context("cannot make a temporary file")?;
-        let modified =
-            std::time::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(old.modified.unix()).unwrap_or(0)));
-        file.set_len(old.bytes)
-            .and_then(|()| file.set_modified(modified.unwrap_or(std::time::UNIX_EPOCH)))
-            .context("cannot make a temporary file")?;
-        fs::hard_link(&path, dir.join(new)).context("cannot make a temporary file")?;
-        Ok(dir)
-    }
 }
 
 impl Drop for Far {
@@ -412,25 +323,6 @@ impl Drop for Far {
             crate::command::stop(master);
         }
     }
-}
-
-/// Reads what a program says to its end, and keeps the last line.
-fn last_words(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            kept.extend_from_slice(&buffer[..count]);
-            let over = kept.len().saturating_sub(buffer.len());
-            kept.drain(..over);
-        }
-        let text = String::from_utf8_lossy(&kept).into_owned();
-        text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
-    })
-}
-
-/// The words of a remote shell's command as `--ssh` takes it: split at spaces.
-pub fn ssh_words(command: &str) -> Vec<String> {
-    command.split_whitespace().map(str::to_owned).collect()
 }
 
 fn with_slash(path: PathBuf) -> OsString {

@@ -54,6 +54,9 @@ pub struct Pass {
     pub failed: u64,
     /// Dumps that were still pending when it ended.
     pub pending: u64,
+    /// A limit ended it, or kept dumps from being begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,24 +1,48 @@
-//! Counting what crosses the line, whatever rsync says of itself.
+//! Counting what crosses the line, whatever rsync says of itself, and ending it where it may go no further.
 //!
 //! rsync is told that its remote shell is this very program, in a mode of its own: it starts the real shell and passes the
 //! bytes on, both ways, and notes how many in a file, so that a count survives the death of anyone. What it sees is
 //! rsync's stream; ssh's own framing adds about 4 KB a connection and 0.3 %.
 //!
-//! In the same file it is told how fast it may send. That may change while it runs: it looks at least every 100 ms.
+//! *The limit.* When both directions together have reached it, the meter passes nothing on any more and closes the shell's
+//! input: the far side then keeps what has arrived as a partial file, and rsync here ends with 12. What the far side still
+//! says is passed on, up to [`GRACE`]; beyond that the shell is ended.
+//!
+//! *The lead.* Who started the meter notes in the file how much of the count it has seen. The meter runs ahead of that by
+//! [`LEAD`] at most, so that a crash can't forget more, however fast the line is.
+//!
+//! *The speed* stands in the file, too, and may change while the meter runs: it looks at least every 100 ms.
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, getppid};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-/// The internal option that makes any bak program a meter: `--bak-meter COUNTS PROGRAM ARGUMENT…`.
+/// The internal option that makes any bak program a meter: `--bak-meter COUNTS LIMIT PROGRAM ARGUMENT…`.
 pub const METER: &str = "--bak-meter";
-/// The same for a far side that is mounted here: `--bak-meter-here COUNTS HOST PROGRAM ARGUMENT…`, HOST meaning nothing.
+/// The same for a far side that is mounted here: `--bak-meter-here COUNTS LIMIT HOST PROGRAM ARGUMENT…`, HOST meaning
+/// nothing.
 pub const METER_HERE: &str = "--bak-meter-here";
+
+/// How far the meter runs ahead of what its starter has seen, in bytes.
+pub const LEAD: u64 = 47 << 20;
+
+/// What the far side may still say after the limit was reached, in bytes.
+pub const GRACE: u64 = 16 << 10;
+
+/// Where the numbers stand in the file, 8 bytes each, the lowest first.
+const OUT: u64 = 0;
+const INTO: u64 = 8;
+const SEEN: u64 = 16;
+const CUT: u64 = 24;
+const SPEED: u64 = 32;
 
 /// Bytes so far, as rsync's side sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +50,20 @@ pub struct Wire {
     /// Towards the storage.
     pub out: u64,
     pub into: u64,
+}
+
+impl Wire {
+    /// Both directions: what a limit counts.
+    pub fn both(self) -> u64 {
+        self.out.saturating_add(self.into)
+    }
+}
+
+impl std::ops::Add for Wire {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { out: self.out.saturating_add(other.out), into: self.into.saturating_add(other.into) }
+    }
 }
 
 /// How fast a transfer may send.
@@ -42,17 +80,16 @@ pub enum Speed {
 
 impl Speed {
     /// As it stands in the meter's file.
-    fn to_bytes(self) -> [u8; 8] {
-        let number = match self {
+    fn number(self) -> u64 {
+        match self {
             Speed::Free => 0,
             Speed::Rate(rate) => rate.clamp(1, u64::MAX - 1),
             Speed::Wait => u64::MAX,
-        };
-        number.to_le_bytes()
+        }
     }
 
-    fn from_bytes(bytes: [u8; 8]) -> Self {
-        match u64::from_le_bytes(bytes) {
+    fn of(number: u64) -> Self {
+        match number {
             0 => Speed::Free,
             u64::MAX => Speed::Wait,
             rate => Speed::Rate(rate),
@@ -60,36 +97,9 @@ impl Speed {
     }
 }
 
-impl std::ops::Add for Wire {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        Self { out: self.out.saturating_add(other.out), into: self.into.saturating_add(other.into) }
-    }
-}
-
-/// Reads what a meter has noted in `file`; a file that is not there yet counts nothing.
-pub fn read(file: &Path) -> Wire {
-    let mut bytes = [0; 16];
-    match File::open(file).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
-        Ok(()) => {
-            let number = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-            Wire { out: number(0), into: number(8) }
-        }
-        Err(_) => Wire::default(),
-    }
-}
-
-/// Where the speed stands in the meter's file, behind the two counts.
-const SPEED_AT: u64 = 16;
-
-/// Tells the meter whose file this is how fast it may send, from now on.
-pub fn set_speed(file: &Path, speed: Speed) -> Result<()> {
-    let file = File::options().create(true).truncate(false).write(true).open(file);
-    file.and_then(|file| file.write_all_at(&speed.to_bytes(), SPEED_AT)).context("cannot write into the meter's file")
-}
-
 /// Keeps a stream to a speed that may change at any time. A pause of the sender is made up for by at most [`CREDIT`].
-struct Throttle {
+pub struct Throttle<F> {
+    speed: F,
     /// When the next bytes may go.
     next: Instant,
 }
@@ -98,61 +108,145 @@ struct Throttle {
 const LOOK: Duration = Duration::from_millis(100);
 const CREDIT: Duration = Duration::from_millis(200);
 
-impl Throttle {
-    /// Waits until bytes may go, and says how many at once.
-    fn turn(&mut self, counts: &File) -> usize {
+impl<F: Fn() -> Speed> Throttle<F> {
+    /// `speed` says how fast bytes may go now.
+    pub fn new(speed: F) -> Self {
+        Self { speed, next: Instant::now() }
+    }
+
+    /// Waits until bytes may go, and says how many at once, at most `most`. `idle` is called while it waits, and may end
+    /// that.
+    pub fn turn<E>(&mut self, most: usize, mut idle: impl FnMut() -> Result<(), E>) -> Result<usize, E> {
         loop {
-            let mut bytes = [0; 8];
-            let read = counts.read_exact_at(&mut bytes, SPEED_AT);
             let now = Instant::now();
-            match read.map(|()| Speed::from_bytes(bytes)) {
-                Ok(Speed::Wait) => self.next = now + LOOK,
-                Ok(Speed::Rate(rate)) if self.next <= now => return piece(rate),
-                Ok(Speed::Rate(_)) => {}
-                // Nothing was said.
-                Ok(Speed::Free) | Err(_) => {
+            match (self.speed)() {
+                Speed::Wait => self.next = now + LOOK,
+                // About 50 ms' worth: a line that is shared is not held for longer by us.
+                Speed::Rate(rate) if self.next <= now => {
+                    return Ok(usize::try_from(rate / 20).unwrap_or(most).clamp(512.min(most), most));
+                }
+                Speed::Rate(_) => {}
+                Speed::Free => {
                     self.next = now;
-                    return BUFFER;
+                    return Ok(most);
                 }
             }
+            idle()?;
             std::thread::sleep(self.next.saturating_duration_since(now).min(LOOK));
         }
     }
 
     /// So much has gone.
-    fn passed(&mut self, counts: &File, count: usize) {
-        let mut bytes = [0; 8];
-        let read = counts.read_exact_at(&mut bytes, SPEED_AT);
-        if let (Ok(()), Speed::Rate(rate)) = (read, Speed::from_bytes(bytes)) {
+    pub fn passed(&mut self, count: usize) {
+        if let Speed::Rate(rate) = (self.speed)() {
             let earliest = Instant::now().checked_sub(CREDIT).unwrap_or(self.next);
             self.next = self.next.max(earliest) + Duration::from_secs_f64(count as f64 / rate as f64);
         }
     }
 }
 
-const BUFFER: usize = 256 << 10;
+/// The file through which a meter and its starter talk.
+#[derive(Debug)]
+pub struct Counts(File);
 
-/// About 50 ms' worth: a line that is shared is not held for longer by us.
-fn piece(rate: u64) -> usize {
-    usize::try_from(rate / 20).unwrap_or(BUFFER).clamp(512, BUFFER)
+impl Counts {
+    /// Makes the file, with nothing counted.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::options().create_new(true).read(true).write(true).open(path);
+        let file = file.context("cannot make the meter's file")?;
+        file.write_all_at(&[0; 40], 0).context("cannot write the meter's file")?;
+        Ok(Self(file))
+    }
+
+    fn number(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.read_exact_at(&mut bytes, at).map_or(0, |()| u64::from_le_bytes(bytes))
+    }
+
+    pub fn wire(&self) -> Wire {
+        Wire { out: self.number(OUT), into: self.number(INTO) }
+    }
+
+    /// Whether the limit ended it.
+    pub fn cut(&self) -> bool {
+        self.number(CUT) != 0
+    }
+
+    /// How fast the meter may send, from now on.
+    pub fn set_speed(&self, speed: Speed) {
+        // If this fails the old speed holds on.
+        let _ = self.0.write_all_at(&speed.number().to_le_bytes(), SPEED);
+    }
+
+    /// Lets the meter run on: this much has been seen.
+    pub fn seen(&self, wire: Wire) {
+        // If this fails the meter waits, and rsync ends by its own time limit.
+        let _ = self.0.write_all_at(&wire.both().to_le_bytes(), SEEN);
+    }
 }
 
-/// Passes bytes on until the end, noting the running sum at `at` in `counts`.
-fn pass(mut from: impl Read, mut to: impl Write, counts: &File, at: u64, mut throttle: Option<Throttle>) {
-    let mut buffer = vec![0; BUFFER];
-    let mut sum = 0_u64;
-    loop {
-        let most = throttle.as_mut().map_or(BUFFER, |throttle| throttle.turn(counts));
-        let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return };
-        // Counted before it is passed on: never less than what crossed.
-        sum += count as u64;
-        let noted = counts.write_all_at(&sum.to_le_bytes(), at);
-        if noted.is_err() || to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_err() {
-            return;
+/// What the two directions of one line share.
+struct Line {
+    counts: Counts,
+    limit: u64,
+    both: AtomicU64,
+    /// Who started us. If that is another now, nobody is left to see anything.
+    parent: Option<Pid>,
+}
+
+impl Line {
+    fn note(&self, at: u64, number: u64) -> bool {
+        self.counts.0.write_all_at(&number.to_le_bytes(), at).is_ok()
+    }
+
+    /// Counts as many of `wanted` bytes as the limit (and `grace`) allows; how many these are.
+    fn grant(&self, wanted: u64, grace: u64) -> u64 {
+        let end = self.limit.saturating_add(grace);
+        let granted = |both: u64| wanted.min(end.saturating_sub(both));
+        let before = self.both.fetch_update(SeqCst, SeqCst, |both| Some(both + granted(both)));
+        before.map_or(0, granted)
+    }
+
+    /// Waits until the starter has seen all but the last of what was counted; false if there is none any more.
+    fn keep_in_sight(&self) -> bool {
+        while self.both.load(SeqCst).saturating_sub(self.counts.number(SEEN)) > LEAD {
+            if getppid() != self.parent {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
-        if let Some(throttle) = &mut throttle {
-            throttle.passed(counts, count);
+        true
+    }
+
+    /// Passes bytes on until the end, or until the limit is reached, noting the running sum at `at`. Whether it was
+    /// reached.
+    fn pass(&self, mut from: impl Read, mut to: impl Write, at: u64, grace: u64) -> bool {
+        let mut buffer = vec![0; 256 << 10];
+        let mut sum = 0_u64;
+        // What comes back is little, and is not ours to hold.
+        let speed = || if at == OUT { Speed::of(self.counts.number(SPEED)) } else { Speed::Free };
+        let mut throttle = Throttle::new(speed);
+        let alive = || if getppid() == self.parent { Ok(()) } else { Err(()) };
+        while let Ok(most) = throttle.turn(buffer.len(), alive) {
+            let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return false };
+            // Counted before it is passed on: never less than what crossed.
+            let granted = self.grant(count as u64, grace);
+            sum += granted;
+            let reached = granted < count as u64;
+            if reached {
+                self.note(CUT, 1);
+            }
+            // At most `count`, so it is a length.
+            let bytes = &buffer[..granted as usize];
+            if !self.note(at, sum) || to.write_all(bytes).and_then(|()| to.flush()).is_err() || reached {
+                return reached;
+            }
+            throttle.passed(count);
+            if !self.keep_in_sight() {
+                return false;
+            }
         }
+        false
     }
 }
 
@@ -162,22 +256,20 @@ pub fn run() -> Option<Result<u8>> {
     match args.next()?.to_str() {
         Some(METER) => Some(meter(args)),
         Some(METER_HERE) => {
-            let counts = args.next();
-            Some(meter(counts.into_iter().chain(args.skip(1))))
+            let (counts, limit) = (args.next(), args.next());
+            Some(meter(counts.into_iter().chain(limit).chain(args.skip(1))))
         }
         _ => None,
     }
 }
 
 fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
-    let (Some(counts), Some(program)) = (args.next(), args.next()) else { bail!("wrong use of an internal option") };
-    let counts = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&counts)
-        .context("cannot open the meter's file")?;
+    let mut next = || args.next().context("wrong use of an internal option");
+    let (counts, limit, program) = (next()?, next()?, next()?);
+    let Some(limit) = limit.to_str().and_then(|text| text.parse().ok()) else {
+        bail!("wrong use of an internal option")
+    };
+    let counts = File::options().read(true).write(true).open(&counts).context("cannot open the meter's file")?;
     let mut child = Command::new(&program)
         .args(args)
         .stdin(Stdio::piped())
@@ -190,12 +282,17 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     // Larger pipes mean fewer turns; where that is not allowed the usual size will do.
     let _ = rustix::pipe::fcntl_setpipe_size(&to, 1 << 20);
     let _ = rustix::pipe::fcntl_setpipe_size(&from, 1 << 20);
-    let shared = counts.try_clone().context("cannot open the meter's file once more")?;
+    let line = Arc::new(Line { counts: Counts(counts), limit, both: AtomicU64::new(0), parent: getppid() });
+    let shared = Arc::clone(&line);
     // Ends with rsync's stream, or with this process: nobody waits for it. Dropping `to` closes the shell's input.
-    std::thread::spawn(move || pass(std::io::stdin().lock(), to, &shared, 0, Some(Throttle { next: Instant::now() })));
+    std::thread::spawn(move || shared.pass(std::io::stdin().lock(), to, OUT, 0));
     // Unbuffered: `Stdout` would look for line ends.
     let stdout = File::from(rustix::io::dup(std::io::stdout()).context("cannot open standard output once more")?);
-    pass(from, stdout, &counts, 8, None);
+    if line.pass(from, stdout, INTO, GRACE)
+        && let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    }
     let status = child.wait().context("cannot wait for the remote shell")?;
     Ok(u8::try_from(status.code().unwrap_or(255)).unwrap_or(255))
 }
@@ -204,15 +301,52 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
 mod tests {
     use super::*;
 
+    fn line(dir: &Path, limit: u64) -> (Line, Counts) {
+        let path = dir.join("counts");
+        let ours = Counts::create(&path).unwrap();
+        let counts = Counts(File::options().read(true).write(true).open(&path).unwrap());
+        (Line { counts, limit, both: AtomicU64::new(0), parent: getppid() }, ours)
+    }
+
     #[test]
     fn counts_are_noted_as_they_pass() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("counts");
-        assert_eq!(read(&path), Wire::default());
-        let file = File::create(&path).unwrap();
+        let (line, counts) = line(dir.path(), u64::MAX);
+        assert_eq!(counts.wire(), Wire::default());
         let mut to = Vec::new();
-        pass(&[7_u8; 300_000][..], &mut to, &file, 0, None);
-        pass(&[7_u8; 5][..], &mut to, &file, 8, None);
-        assert_eq!((read(&path), to.len()), (Wire { out: 300_000, into: 5 }, 300_005));
+        assert!(!line.pass(&[7_u8; 300_000][..], &mut to, OUT, 0));
+        assert!(!line.pass(&[7_u8; 5][..], &mut to, INTO, GRACE));
+        assert_eq!((counts.wire(), to.len(), counts.cut()), (Wire { out: 300_000, into: 5 }, 300_005, false));
+    }
+
+    #[test]
+    fn both_directions_share_a_limit_that_holds_to_the_byte() {
+        for (limit, first, passed, cut) in
+            [(300_000, 300_000, 300_000, false), (299_999, 300_000, 299_999, true), (0, 1, 0, true)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let (line, counts) = line(dir.path(), limit);
+            let mut to = Vec::new();
+            assert_eq!(line.pass(&vec![7_u8; first][..], &mut to, OUT, 0), cut);
+            assert_eq!((to.len(), counts.wire().out, counts.cut()), (passed, passed as u64, cut));
+            // What comes back has the grace, and no more.
+            let mut back = Vec::new();
+            assert!(line.pass(&[7_u8; 100_000][..], &mut back, INTO, GRACE));
+            assert_eq!((back.len() as u64, counts.cut()), (GRACE, true));
+        }
+    }
+
+    #[test]
+    fn it_does_not_run_out_of_sight() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut line, counts) = line(dir.path(), u64::MAX);
+        let bytes = vec![0; usize::try_from(LEAD).unwrap() + (1 << 20)];
+        counts.seen(Wire { out: 1 << 20, into: 0 });
+        assert!(!line.pass(&bytes[..], std::io::sink(), OUT, 0));
+        assert_eq!(counts.wire().out, bytes.len() as u64);
+        // The starter is gone, and nobody sees what would follow.
+        line.parent = None;
+        line.pass(&bytes[..], std::io::sink(), OUT, 0);
+        assert!(line.both.load(SeqCst) <= bytes.len() as u64 + (256 << 10));
     }
 }

@@ -15,6 +15,7 @@ use bak_common::config::Effective;
 use bak_common::ledger::Ledger;
 use bak_common::name::{DumpId, Stem};
 use bak_common::outbox::{self, History, Outbox};
+use bak_common::period;
 use bak_common::record::{Dump, LinkNote};
 use bak_common::report::Kind;
 use bak_common::store::{Entry, Inode, Listing, Locked, NoLink, Store, Unreadable, Wanted};
@@ -23,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::budget::{Cap, Left, period_start};
+use crate::budget::Left;
 use crate::copy;
 use crate::facts::{Each, Judge, Sources, gather};
 use crate::list::List;
@@ -144,7 +145,8 @@ fn read(run: &Run, dest: &Destination, outbox: Option<&Outbox>, now: Time) -> Re
         spent: &spent(&ledger),
     };
     let passes = ledger.passes.iter().map(|pass| pass.at).collect();
-    let facts = Facts { guests: gather(&sources), caps: caps(session, dest, &ledger, now), passes };
+    let facts =
+        Facts { guests: gather(&sources), caps: period::caps(&dest.limits, &ledger, now, session.zone), passes };
     Ok(Read { facts, spots: spots.into_inner(), pending })
 }
 
@@ -380,15 +382,6 @@ fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>) -> Res
         session.report.fail("ledger", &anyhow!("cannot read {damage}"));
     }
     Ok(ledger)
-}
-
-/// The limits with what was used of them.
-fn caps(session: &Session, dest: &Destination, ledger: &Ledger, now: Time) -> Vec<Cap> {
-    let cap = |limit: &bak_common::units::Limit| {
-        let used = period_start(limit.period, now, session.zone).map_or(0, |start| ledger.used_since(start));
-        Cap { limit: *limit, used }
-    };
-    dest.limits.iter().map(cap).collect()
 }
 
 /// What all attempts at each dump have cost so far.

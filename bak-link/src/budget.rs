@@ -3,19 +3,9 @@
 //! The hazard is the dump larger than a pass may carry: refused, it starves for ever; let through every time, there is no
 //! limit. So it is let through only where nothing else is on its way, and a period's limit never yields.
 
-use bak_common::units::{Limit, Period, show_size};
+pub use bak_common::period::{Cap, show_limit};
+use bak_common::units::{Limit, Period};
 use serde::Serialize;
-
-mod period;
-
-pub use period::period_start;
-
-/// A limit, and what the ledger has already counted in its period.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cap {
-    pub limit: Limit,
-    pub used: u64,
-}
 
 /// A limit, and what is left of it; less than nothing after an overdraft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -222,17 +212,6 @@ impl Budget {
     pub fn remaining(&self) -> Option<i64> {
         self.left().iter().map(|left| left.bytes).min()
     }
-}
-
-/// A limit for people: `10 GiB a day`.
-pub fn show_limit(limit: Limit) -> String {
-    let period = match limit.period {
-        Period::Pass => "pass",
-        Period::Day => "day",
-        Period::Week => "week",
-        Period::Month(_) => "month",
-    };
-    format!("{} a {period}", show_size(limit.bytes))
 }
 
 #[cfg(test)]

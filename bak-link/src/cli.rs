@@ -1,7 +1,7 @@
 //! The command line: what the user typed, and what it resolves to.
 
 use anyhow::{Result, anyhow};
-use bak_common::args::{Common, Destination, Picks, Places, Session};
+use bak_common::args::{Common, Destination, Limits, Picks, Places, Session};
 use bak_common::config::Dest;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::DumpId;
@@ -9,12 +9,10 @@ use bak_common::record::{Dump, GuestKey, Record};
 use bak_common::report::Kind;
 use bak_common::select::{Filter, Selector};
 use bak_common::store::Store;
-use bak_common::units::{Limit, limit};
 use clap::{Parser, ValueEnum};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use crate::ahead::{self, Ahead};
 use crate::apply::{Outcome, Run, destination};
@@ -57,9 +55,8 @@ struct Args {
     /// Also what is not due
     #[arg(long)]
     force: bool,
-    /// How much may be carried, instead of what the configuration says; may be repeated
-    #[arg(long, value_name = "LIMIT")]
-    limit: Vec<LimitArg>,
+    #[command(flatten)]
+    limits: Limits,
     /// What to do with a dump larger than a pass may carry: let it go when it is first and nothing is pending, or never
     #[arg(long, value_name = "WHEN", default_value = "first")]
     oversize: Oversize,
@@ -83,17 +80,6 @@ struct Args {
     picks: Picks,
     #[command(flatten)]
     common: Common,
-}
-
-/// A limit, or `none`.
-#[derive(Clone, Copy, Debug)]
-struct LimitArg(Option<Limit>);
-
-impl FromStr for LimitArg {
-    type Err = anyhow::Error;
-    fn from_str(text: &str) -> Result<Self> {
-        limit(text).map(Self)
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -145,16 +131,9 @@ impl Selection {
 
 impl Args {
     fn destinations(&self, session: &mut Session) -> Result<Vec<Destination>> {
-        let limits: Vec<Limit> = self.limit.iter().filter_map(|limit| limit.0).collect();
-        let none = limits.len() < self.limit.len();
-        if none && !limits.is_empty() {
-            return Err(Kind::Usage.says("--limit none goes with no other --limit"));
-        }
-        let mut found = self.places.destinations(&session.config, &limits)?;
-        for dest in &mut found {
-            if none {
-                dest.limits.clear();
-            }
+        let mut found = self.places.destinations(&session.config, &[])?;
+        self.limits.apply(&mut found)?;
+        for dest in &found {
             // A destination that only the command line names is one of "all destinations" too.
             if !session.config.dest.iter().any(|known| known.name == dest.name) {
                 session.config.dest.push(named(&dest.name));

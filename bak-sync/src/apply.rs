@@ -6,33 +6,35 @@
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Far, FarFile, Url};
+use bak_common::far::{Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
-use bak_common::name::DumpId;
 use bak_common::outbox::{self, Outbox};
-use bak_common::record::{Dump, SentNote};
+use bak_common::period::{self, Cap};
+use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
 use bak_common::store::{BAK, Entry};
-use std::collections::{HashSet, VecDeque};
+use bak_common::units::show_size;
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::carry::Trouble;
 use crate::identity;
 use crate::plan;
+use crate::share::{self, Budget};
 use crate::timetable::Timetable;
-
-/// After so many dumps in a row that failed by the line's fault, the pass ends.
-const LINE_FAILURES: u32 = 2;
 
 #[derive(Debug)]
 pub struct Options {
     pub bwlimit: Timetable,
     pub ssh: Vec<String>,
+    /// The first dump of a pass may finish beyond the limits of a pass.
+    pub overdraft: bool,
+    /// How often a dump is tried again in a pass after the line has dropped.
+    pub retries: u32,
 }
 
 /// Refuses places that would be one another: what is taken out of one would be gone from the other.
@@ -97,8 +99,9 @@ pub fn url(dest: &Destination) -> Result<Url> {
 pub struct Pass<'a> {
     pub session: &'a Session,
     pub dest: &'a Destination,
+    pub options: &'a Options,
     pub outbox: &'a Outbox,
-    pub far: &'a Far,
+    pub far: Far,
     pub scratch: &'a Scratch,
     pub lock: &'a Lock,
     pub ledger: ledger::Writer,
@@ -107,6 +110,18 @@ pub struct Pass<'a> {
     /// A directory over there for hard links to what deltas are made against; this outbox's own.
     pub basis: String,
     pub id: String,
+    pub budget: Budget,
+    /// What all of it has cost so far.
+    pub sum: Wire,
+}
+
+/// What came of the dumps of a pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub sent: u64,
+    pub failed: u64,
+    /// A limit ended the pass, or kept dumps from being begun.
+    pub limited: bool,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
@@ -124,20 +139,21 @@ pub fn pass(
         Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
     })?;
     if session.dry_run {
-        for mut dump in plan::order(pending(session, &outbox).into_iter().map(|entry| entry.dump).collect(), &dest.name)
-        {
-            dump.planned = true;
-            done(dump)?;
-        }
-        return Ok(());
+        let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
+        let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
+        return foresee(dest, &budget, plan::order(waiting, &dest.name), done);
     }
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
     let begun = Instant::now();
+    let waiting = pending(session, &outbox);
+    // Not before the lock: another pass may have used up what was left.
+    let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
+    if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
+        return used_up(session, &budget, waiting, done);
+    }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let id = uuid::Uuid::new_v4().to_string();
-    let mut sum = Wire::default();
-    let waiting = pending(session, &outbox);
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
     let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
@@ -145,40 +161,96 @@ pub fn pass(
         let (table, zone, clock) = (options.bwlimit.clone(), session.zone, session.clock_of_its_own());
         far.keep_pace(move || table.at(zone.local(clock())), options.bwlimit.ever_waits());
     }
+    far.limit(budget.left());
     let opened = look(&outbox, &far, &expected, &waiting);
     // What the look cost is noted whether or not it went well.
-    let wire = far.take_wire();
-    ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, wire, begun, "done")))?;
-    sum = sum + wire;
+    let sum = far.take_wire();
+    let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
+    let result = if limited { "cut" } else { "done" };
+    ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
+    budget.spend(sum.both());
+    if limited {
+        return used_up(session, &budget, waiting, done);
+    }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
-    let mut pass = Pass {
-        session,
-        dest,
-        outbox: &outbox,
-        far: &far,
-        scratch: &scratch,
-        lock: &lock,
-        ledger,
-        history,
-        listing,
-        basis,
-        id: id.clone(),
-    };
-    let (sent, failed) = pass.all(waiting, &mut sum, done)?;
-    let mut ledger = pass.ledger;
-    let pending = outbox.store.list().dumps.len() as u64;
-    let line = ledger::Pass {
-        id,
-        at: session.clock(),
-        dest: dest.name.clone(),
-        wire_out: sum.out,
-        wire_in: sum.into,
-        seconds: begun.elapsed().as_secs(),
-        sent,
-        failed,
-        pending,
-    };
-    ledger.append(&Line::Pass(line))
+    let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
+    let mut pass =
+        Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
+    let tally = pass.all(waiting, done)?;
+    pass.finish(begun, tally)
+}
+
+/// The limits of a destination, and what the ledger has counted of them.
+pub fn caps(session: &Session, dest: &Destination, outbox: &Outbox) -> Result<Vec<Cap>> {
+    if dest.limits.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ledger = Ledger::read(&outbox.ledger(), &dest.name)?;
+    for damage in &ledger.damaged {
+        session.report.fail("ledger", &anyhow!("cannot read {damage}"));
+    }
+    Ok(period::caps(&dest.limits, &ledger, session.clock(), session.zone))
+}
+
+/// What a dump is expected to cost: as bak-link reckoned, or its size.
+pub fn cost(dump: &Dump, dest: &str) -> u64 {
+    dump.link.get(dest).and_then(|note| note.cost).unwrap_or(dump.bytes)
+}
+
+/// A dry run: the dumps in the order in which they would go, if each cost what is expected; and why others would wait.
+fn foresee(
+    dest: &Destination,
+    budget: &Budget,
+    order: Vec<Dump>,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    let mut budget = budget.clone();
+    let order = share::arrange(order, &mut budget, |dump| cost(dump, &dest.name));
+    let costs: Vec<u64> = order.iter().map(|dump| cost(dump, &dest.name)).collect();
+    for (at, mut dump) in order.into_iter().enumerate() {
+        let share = budget.share(costs[at], &costs[at + 1..]);
+        dump.planned = true;
+        match share {
+            Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
+            Some(share) if share < costs[at] => {
+                let (share, cost) = (show_size(share), show_size(costs[at]));
+                let why = format!("cut after {share} of about {cost}: it goes on in the next pass");
+                dump.skipped = Some(Skipped { why });
+            }
+            _ => {}
+        }
+        if share.is_none_or(|share| share >= share::LEAST) {
+            budget.begin();
+            budget.spend(costs[at].min(share.unwrap_or(u64::MAX)));
+        }
+        done(dump)?;
+    }
+    Ok(())
+}
+
+/// Why a dump is not begun.
+pub fn waits(budget: &Budget) -> String {
+    match budget.tightest() {
+        Some(limit) => format!("too little is left of {limit}: it stays pending"),
+        None => "it stays pending".to_owned(),
+    }
+}
+
+/// Says why a dump stays pending, which is a decision and no failure.
+pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+    dump.skipped = Some(Skipped { why });
+    session.report.decided(&to_line(&Record::Dump(Box::new(dump.clone()))));
+    done(dump)
+}
+
+/// Nothing may cross any more: what waits, waits.
+fn used_up(
+    session: &Session,
+    budget: &Budget,
+    waiting: Vec<Entry>,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, waits(budget), done))
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
@@ -222,9 +294,15 @@ fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, wai
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
+    let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
+    if far.is_limited() {
+        // One after the other: two at a time could together go beyond.
+        identity::check(far, expected)?;
+        return Ok((outbox.history()?.dumps, list()?, basis));
+    }
     // Both only look; at the same time, as each costs a round trip.
     let (checked, listing) = std::thread::scope(|scope| {
-        let listing = scope.spawn(|| if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) });
+        let listing = scope.spawn(list);
         (identity::check(far, expected), listing.join())
     });
     checked?;
@@ -259,149 +337,5 @@ pub fn attempt(
         seconds: begun.elapsed().as_secs(),
         result: result.to_owned(),
         why: None,
-    }
-}
-
-impl Pass<'_> {
-    /// Sends all that waits; returns how many were sent and how many failed.
-    fn all(
-        &mut self,
-        waiting: Vec<Entry>,
-        sum: &mut Wire,
-        done: &mut dyn FnMut(Dump) -> Result<()>,
-    ) -> Result<(u64, u64)> {
-        let mut order: VecDeque<Dump> =
-            plan::order(waiting.into_iter().map(|entry| entry.dump).collect(), &self.dest.name).into();
-        let mut known: HashSet<DumpId> = order.iter().map(|dump| dump.id.clone()).collect();
-        let (mut sent, mut failed, mut in_a_row) = (0, 0, 0);
-        while let Some(dump) = order.pop_front() {
-            if in_a_row == LINE_FAILURES {
-                self.session
-                    .report
-                    .fail(&self.dest.name, &anyhow!("the line is down: the other {} stay pending", order.len() + 1));
-                break;
-            }
-            match self.one(&dump, sum) {
-                Ok(None) => {
-                    if let Some(newer) = self.successor(&dump, &known) {
-                        known.insert(newer.id.clone());
-                        order.push_front(newer);
-                    }
-                }
-                Ok(Some(arrived)) => {
-                    (sent, in_a_row) = (sent + 1, 0);
-                    self.session.report.decided(&bak_common::record::to_line(&bak_common::record::Record::Dump(
-                        Box::new(arrived.clone()),
-                    )));
-                    done(arrived)?;
-                }
-                Err(trouble) => {
-                    failed += 1;
-                    in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
-                    if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
-                        done(noted)?;
-                    }
-                }
-            }
-        }
-        Ok((sent, failed))
-    }
-
-    /// Reports a failure and notes it in the outbox.
-    fn failed(&self, dump: &Dump, error: anyhow::Error) -> Option<Dump> {
-        let report = &self.session.report;
-        let noted = self.note(dump, |note| note.error = Some(format!("{error:#}")));
-        report.fail(dump.id.as_str(), &error.context("stays pending"));
-        noted.unwrap_or_else(|error| {
-            report.fail(dump.id.as_str(), &error.context("cannot note that it failed"));
-            None
-        })
-    }
-
-    /// What bak-link has put in the place of a dump that left the outbox since this pass began; none if it was taken out
-    /// by hand.
-    fn successor(&self, dump: &Dump, known: &HashSet<DumpId>) -> Option<Dump> {
-        let listing = self.outbox.store.list();
-        let of_guest = listing.good().map(|entry| &entry.dump).filter(|there| there.key() == dump.key());
-        let ours = of_guest.filter(|there| there.link.contains_key(&self.dest.name) && !known.contains(&there.id));
-        ours.max_by_key(|there| (there.started, &there.id)).cloned()
-    }
-
-    /// Changes the note of this destination in the outbox's sidecar; `None` if the dump has left the outbox. Under the
-    /// store's lock, as bak-link replaces what has no `tries` yet: what has is ours.
-    fn note(&self, dump: &Dump, change: impl FnOnce(&mut bak_common::record::LinkNote)) -> Result<Option<Dump>> {
-        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
-        let place = Outbox::place(&dump.vm);
-        let Some(entry) = self.outbox.store.look(&place, &dump.stem)? else { return Ok(None) };
-        let mut noted = entry.dump.clone();
-        if let Some(note) = noted.link.get_mut(&self.dest.name) {
-            change(note);
-        }
-        locked.annotate(&entry, &noted)?;
-        Ok(Some(noted))
-    }
-
-    /// Sends one dump, or finds that it has arrived before; `None` if it left the outbox before anything was sent. Its
-    /// traffic is noted whatever happens.
-    fn one(&mut self, dump: &Dump, sum: &mut Wire) -> Result<Option<Dump>, Trouble> {
-        if let Some(sent) = self.outbox.sent(dump)? {
-            if !sent.same(dump) {
-                return Err(anyhow!("another dump was sent under its name").into());
-            }
-            self.unlink(dump)?;
-            return Ok(Some(sent));
-        }
-        let begun = Instant::now();
-        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?.is_none() {
-            return Ok(None);
-        }
-        let at = self.session.clock();
-        let id = format!("{}/{}", self.id, dump.id);
-        let result = self.carry(dump, &id, begun);
-        let wire = self.far.take_wire();
-        *sum = *sum + wire;
-        let mut line = attempt(
-            self.session,
-            self.dest,
-            &id,
-            Some(dump),
-            wire,
-            begun,
-            if result.is_ok() { "sent" } else { "failed" },
-        );
-        line.at = at;
-        line.why = result.as_ref().err().map(|trouble| format!("{:#}", trouble.error));
-        self.ledger.append(&Line::Attempt(line))?;
-        result?;
-        let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
-        self.unlink(dump)?;
-        self.history.push(arrived.clone());
-        Ok(Some(arrived))
-    }
-
-    /// What all attempts at this dump have cost, from the ledger.
-    fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
-        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
-        Ok(SentNote {
-            at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
-            extra: Default::default(),
-        })
-    }
-
-    /// Takes a dump that has arrived out of the outbox. The local store keeps its own links.
-    fn unlink(&self, dump: &Dump) -> Result<()> {
-        let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
-        let Some(entry) = self.outbox.store.look(&Outbox::place(&dump.vm), &dump.stem)? else { return Ok(()) };
-        locked
-            .remove(&[&entry])
-            .into_iter()
-            .collect::<Result<()>>()
-            .context("has arrived, but cannot be taken out of the outbox")
     }
 }

@@ -1,7 +1,7 @@
 //! The command line of bak-sync.
 
 use anyhow::Result;
-use bak_common::args::{Common, Destination, Places, Session};
+use bak_common::args::{Common, Destination, Limits, Places, Session};
 use bak_common::far::ssh_words;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{DumpId, printable};
@@ -23,6 +23,8 @@ Examples:
       once: gives the far side its identity
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box
       one pass: everything that bak-link put into this outbox
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --limit 10G --limit 200G/month
+      no more than that: what is cut goes on in the next pass
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
       after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't
   bak-link | bak-sync -
@@ -32,6 +34,10 @@ A dump counts as sent when its data, then its sidecar, have arrived and been flu
 What fails stays pending and goes last next time; the others go on. Nothing over there is ever overwritten or deleted, and \
 nothing is sent to a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every \
 attempt.
+
+A limit counts every byte of rsync's stream in both directions, looking at the far side included. When it is reached the \
+transfer ends in order: exit 0, the dump stays pending and goes on in the next pass; its record and those of the dumps that \
+were not begun say so in `skipped`. A dump that costs more than a pass goes after the others, with at least half of the pass.
 
 Exit status:
   0  done
@@ -58,6 +64,14 @@ pub struct Cli {
     /// off is no limit, 0 is to wait
     #[arg(long, value_name = "RATE|TIMETABLE")]
     bwlimit: Option<String>,
+    #[command(flatten)]
+    limits: Limits,
+    /// Let the first dump of a pass finish, even beyond the limits of a pass; those of days, weeks and months hold
+    #[arg(long)]
+    overdraft: bool,
+    /// How often a dump is tried again in a pass after the line has dropped, each time after a longer wait
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: u32,
     /// The command that reaches the host, split at spaces [default: ssh]
     #[arg(long, value_name = "COMMAND")]
     ssh: Option<String>,
@@ -72,7 +86,8 @@ pub fn run() -> Result<u8> {
     let session = cli.common.session("bak-sync")?;
     let mut places = cli.places.clone();
     places.dest.extend(cli.operands.iter().filter(|text| *text != "-").cloned());
-    let destinations = places.destinations(&session.config, &[])?;
+    let mut destinations = places.destinations(&session.config, &[])?;
+    cli.limits.apply(&mut destinations)?;
     if cli.common.check_config {
         return check_config(&session, &destinations);
     }
@@ -126,21 +141,20 @@ fn piped(session: &Session) -> Result<HashMap<DumpId, Dump>> {
 }
 
 fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
-    let wrong = |error: anyhow::Error| Kind::Usage.says(format!("bwlimit: {error:#}"));
     let bwlimit = cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()).unwrap_or("off");
-    let bwlimit = Timetable::parse(bwlimit).map_err(wrong)?;
+    let bwlimit = Timetable::parse(bwlimit).map_err(|error| Kind::Usage.says(format!("bwlimit: {error:#}")))?;
     let ssh = match &cli.ssh {
         Some(text) => ssh_words(text),
         None => dest.ssh.clone(),
     };
-    Ok(Options { bwlimit, ssh })
+    Ok(Options { bwlimit, ssh, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries })
 }
 
 fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
     let mut out = Writer::stdout();
     for dest in destinations {
         let limits: Vec<String> = dest.limits.iter().map(ToString::to_string).collect();
-        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "ssh": dest.ssh});
+        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "overdraft": dest.overdraft, "ssh": dest.ssh});
         out.line(&line.to_string())?;
     }
     Ok(session.report.finish(|_| String::new()))
@@ -154,6 +168,9 @@ fn row(session: &Session, dest: &Destination, dump: &Dump) -> Vec<String> {
     let state = match (sent, dump.link.get(&dest.name)) {
         _ if settled.is_some() => format!("{}: {}", word("decision"), word("why")),
         (Some(_), _) => "sent".to_owned(),
+        (None, _) if dump.skipped.is_some() => {
+            dump.skipped.as_ref().map_or_else(String::new, |skipped| skipped.why.clone())
+        }
         (None, Some(note)) => {
             note.error.as_ref().map_or_else(|| "pending".to_owned(), |error| format!("pending; last: {error}"))
         }

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Far, Fetched, Url};
+use bak_common::far::{Bounds, Far, Fetched, Url};
 use bak_common::jsonl::Writer;
 use bak_common::outbox::{Identity, Outbox};
 use bak_common::report::Kind;
@@ -94,7 +94,7 @@ fn write(far: &Far, scratch: &Scratch) -> Result<Identity> {
     fs::create_dir(&dir).context("cannot make a temporary directory")?;
     let text = serde_json::to_string(&identity).context("cannot describe the far side")? + "\n";
     fs::write(dir.join(FILE), text).context("cannot write a temporary file")?;
-    far.send(&dir, "", &[FILE.to_owned()], &["--ignore-existing"], None, &mut |_| Ok(()))?
+    far.send(&dir, "", &[FILE.to_owned()], &["--ignore-existing"], Bounds::default(), &mut |_| Ok(()))?
         .check()
         .context("cannot write the identity of the far side")?;
     // Another node may have been faster: what is there holds.

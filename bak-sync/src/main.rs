@@ -6,8 +6,12 @@ mod cli;
 mod identity;
 mod plan;
 mod progress;
+mod queue;
 mod reconcile;
+mod share;
+mod slices;
 mod timetable;
+mod way;
 
 fn main() -> std::process::ExitCode {
     bak_common::report::main("bak-sync", cli::run)

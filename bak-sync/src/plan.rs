@@ -2,6 +2,7 @@
 
 use bak_common::far::{FarFile, FarKind};
 use bak_common::record::{Dump, FileEntry};
+use std::collections::HashSet;
 
 /// Where rsync keeps what has arrived of a file, beside it.
 pub const PARTIAL: &str = ".part";
@@ -61,37 +62,60 @@ pub fn missing(dump: &Dump, place: &str, sidecar_bytes: usize, listing: &[FarFil
     })
 }
 
+/// What a file is likely to share most with: the same part of an older dump of its guest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Basis {
+    pub dump: Dump,
+    pub file: FileEntry,
+    pub there: FarFile,
+}
+
 /// For one file of a dump, the file over there that it is likely to share most with: the same part of this guest's newest
 /// dump that was sent and is there whole.
-pub fn basis<'a>(
-    dump: &Dump,
-    file: &FileEntry,
-    place: &str,
-    history: &[Dump],
-    listing: &'a [FarFile],
-) -> Option<&'a FarFile> {
+pub fn basis(dump: &Dump, file: &FileEntry, place: &str, history: &[Dump], listing: &[FarFile]) -> Option<Basis> {
     let part = dump.stem.extension(&file.name)?;
     let mut older: Vec<&Dump> = history.iter().filter(|old| old.key() == dump.key() && old.id != dump.id).collect();
     older.sort_by_key(|old| std::cmp::Reverse(old.started));
     older.iter().find_map(|old| {
         let same = old.files.iter().find(|f| old.stem.extension(&f.name) == Some(part))?;
         let path = format!("{place}/{}", same.name);
-        listing.iter().find(|there| {
+        let there = listing.iter().find(|there| {
             there.name == path && there.kind == FarKind::File && there.bytes == same.bytes && there.bytes > 0
-        })
+        })?;
+        Some(Basis { dump: (*old).clone(), file: same.clone(), there: there.clone() })
     })
 }
 
-/// The block size for a delta of a file of this size, in bytes.
-///
-/// Small blocks send least: 4 KiB is what disk images change in. Each block costs about 8 bytes of checksums on the way
-/// back and about 100 bytes of memory here, so there are at most 2 Mi of them, up to rsync's largest block, 128 KiB: 4 KiB
-/// up to 8 GiB, then in proportion, 128 KiB from 256 GiB on.
-pub fn block_size(bytes: u64) -> u64 {
-    const SMALLEST: u64 = 4096;
-    const LARGEST: u64 = 128 << 10;
-    const BLOCKS: u64 = 2 << 20;
-    (SMALLEST * bytes.div_ceil(SMALLEST * BLOCKS)).clamp(SMALLEST, LARGEST)
+/// A file over there by its name.
+pub fn find<'a>(listing: &'a [FarFile], name: &str) -> Option<&'a FarFile> {
+    listing.iter().find(|file| file.name == name && file.kind == FarKind::File)
+}
+
+/// What killed passes of this outbox have left over there and nobody needs: temporary files of rsync for names of this
+/// dump or its bases, and second names of bases. Nothing else is ever touched.
+pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: &[FarFile]) -> Vec<FarFile> {
+    let older = || history.iter().filter(|old| old.key() == dump.key() && old.id != dump.id);
+    let own: HashSet<&str> = dump.files.iter().map(|file| file.name.as_str()).collect();
+    let bases: HashSet<&str> = older().flat_map(|old| &old.files).map(|file| file.name.as_str()).collect();
+    let sidecar = dump.stem.sidecar();
+    let ours = |file: &&FarFile| {
+        let Some((dir, name)) = file.name.rsplit_once('/') else { return false };
+        let temp = temporary(name);
+        if dir == place {
+            temp.is_some_and(|of| own.contains(of) || of == sidecar)
+        } else if dir == format!("{place}/{PARTIAL}") {
+            bases.contains(name) || temp.is_some_and(|of| own.contains(of) || bases.contains(of))
+        } else {
+            dir == format!("{basis}/{place}")
+        }
+    };
+    listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
+}
+
+/// The name of which `name` is rsync's temporary file: `.NAME.XXXXXX`.
+fn temporary(name: &str) -> Option<&str> {
+    let (of, random) = name.strip_prefix('.')?.rsplit_once('.')?;
+    (random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())).then_some(of)
 }
 
 #[cfg(test)]
@@ -185,25 +209,41 @@ mod tests {
             far("web/web-20261119T010000Z.qcow2", 9),
         ];
         assert_eq!(
-            basis(&new, &new.files[0], "web", &history, &listing).unwrap().name,
+            basis(&new, &new.files[0], "web", &history, &listing).unwrap().there.name,
             "web/web-20261118T010000Z.qcow2"
         );
         assert!(basis(&new, &new.files[0], "web", &history[3..], &listing).is_none());
     }
 
     #[test]
-    fn block_sizes() {
-        for (bytes, block) in [
-            (0, 4096),
-            (1, 4096),
-            (8 << 30, 4096),
-            ((8 << 30) + 1, 8192),
-            (100 << 30, 13 * 4096),
-            (256 << 30, 128 << 10),
-            (2 << 40, 128 << 10),
-        ] {
-            assert_eq!(block_size(bytes), block, "{bytes}");
-        }
+    fn only_our_own_litter_is_swept() {
+        let new = dump("web", "2026-11-20T01:00:00Z", None);
+        let old = dump("web", "2026-11-19T01:00:00Z", None);
+        let (data, older) = ("web-20261120T010000Z.qcow2", "web-20261119T010000Z.qcow2");
+        let table = [
+            (format!("web/.{data}.aZ09bc"), true),
+            ("web/.web-20261120T010000Z.dump.json.aZ09bc".into(), true),
+            (format!("web/.part/.{data}.aZ09bc"), true),
+            (format!("web/.part/.{older}.aZ09bc"), true),
+            (format!("web/.part/{older}"), true),
+            (format!(".basis/web/{data}"), true),
+            // What has arrived, what is being sent, and what belongs to others.
+            (format!("web/.part/{data}"), false),
+            (format!("web/{data}"), false),
+            (format!("web/{older}"), false),
+            (format!("web/.{older}.aZ09bc"), false),
+            (format!("web/.{data}.aZ09b"), false),
+            (format!("web/.{data}.aZ09b!"), false),
+            ("web/.part/db-20261120T010000Z.qcow2".into(), false),
+            ("web/.web-20261118T010000Z.qcow2.aZ09bc".into(), false),
+            (format!("db/.{data}.aZ09bc"), false),
+            (format!(".basis-other/web/{data}"), false),
+        ];
+        let listing: Vec<FarFile> = table.iter().map(|(name, _)| far(name, 10)).collect();
+        let swept: Vec<String> =
+            litter(&new, "web", ".basis", &[old], &listing).into_iter().map(|file| file.name).collect();
+        let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
+        assert_eq!(swept, expected);
     }
 
     proptest! {

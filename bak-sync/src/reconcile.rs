@@ -8,7 +8,7 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
-use bak_common::far::{Far, FarFile, FarKind};
+use bak_common::far::{Bounds, Far, FarFile, FarKind};
 use bak_common::ledger::{self, Line};
 use bak_common::name::is_component;
 use bak_common::outbox::Outbox;
@@ -228,7 +228,7 @@ fn give_sidecar(far: &Far, scratch: &Scratch, dump: &Dump, place: &str) -> Resul
     let text = dump.bare().to_sidecar();
     fs::create_dir_all(path.parent().unwrap_or(&dir)).context("cannot make a temporary directory")?;
     fs::write(&path, &text).context("cannot write a temporary file")?;
-    far.send(&dir, "", std::slice::from_ref(&name), &["--ignore-existing"], None, &mut |_| Ok(()))?
+    far.send(&dir, "", std::slice::from_ref(&name), &["--ignore-existing"], Bounds::default(), &mut |_| Ok(()))?
         .check()
         .context("cannot put its sidecar over there")?;
     let there = far.list(std::slice::from_ref(&name))?;

@@ -53,17 +53,7 @@ fn arrives_over_ssh() {
 #[test]
 fn a_delta_goes_against_the_previous_dump_even_if_another_name_is_closer() {
     let place = Place::new(true);
-    let put = |started: &str, content: &[u8]| {
-        let id = place.wait_there("web", started, content.len(), json!({}));
-        let stem = format!("web-{}", bak_tests::compact(started));
-        let data = place.outbox().join(format!("web/{stem}.raw"));
-        fs::write(&data, content).unwrap();
-        let path = place.outbox().join(format!("web/{stem}.dump.json"));
-        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        record["files"][0]["sha256"] = bak_tests::sha256_file(&data).into();
-        fs::write(&path, record.to_string()).unwrap();
-        id
-    };
+    let put = |started: &str, content: &[u8]| place.wait_with("web", started, content, json!({}));
     let mut content = noise(1, 2_000_000);
     put(DAY1, &content);
     let first = place.sync([]).clean();

@@ -10,7 +10,21 @@ use crate::meter::Wire;
 pub struct Ran {
     pub finished: Finished,
     pub wire: Wire,
+    /// The limit ended it, in order.
+    pub cut: bool,
 }
+
+/// What was asked for would have gone beyond the limit.
+#[derive(Debug)]
+pub struct LimitReached;
+
+impl std::fmt::Display for LimitReached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the limit is reached")
+    }
+}
+
+impl std::error::Error for LimitReached {}
 
 /// What rsync's exit status means.
 pub fn words(code: Option<i32>) -> &'static str {
@@ -31,13 +45,43 @@ pub fn words(code: Option<i32>) -> &'static str {
     }
 }
 
+/// That there is no room over there, if that is what rsync says: it ends with 11, 12 or 23 then.
+fn full(said: &str) -> Option<&'static str> {
+    if said.contains("No space left on device") {
+        Some("the disk over there is full")
+    } else if said.contains("Disk quota exceeded") {
+        Some("the quota over there is used up")
+    } else {
+        None
+    }
+}
+
+/// Whether ssh's words say that it will not be let in next time either.
+pub fn refused(said: &str) -> bool {
+    [
+        "Permission denied",
+        "Host key verification failed",
+        "IDENTIFICATION HAS CHANGED",
+        "Too many authentication failures",
+    ]
+    .iter()
+    .any(|words| said.contains(words))
+}
+
 impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
         matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
+            && full(&self.finished.stderr).is_none()
+    }
+
+    /// An error if the limit ended it, which is a [`LimitReached`].
+    pub fn in_limit(&self) -> Result<()> {
+        if self.cut && !self.finished.status.success() { Err(LimitReached.into()) } else { Ok(()) }
     }
 
     pub fn check(&self) -> Result<()> {
+        self.in_limit()?;
         if self.finished.status.success() { Ok(()) } else { Err(self.error()) }
     }
 
@@ -53,6 +97,6 @@ impl Ran {
             .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
             .collect();
         let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
-        anyhow!("{} (rsync {status}){said}", words(code))
+        anyhow!("{} (rsync {status}){said}", full(&self.finished.stderr).unwrap_or_else(|| words(code)))
     }
 }

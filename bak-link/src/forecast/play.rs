@@ -2,13 +2,14 @@
 
 use bak_common::calendar::Time;
 use bak_common::name::DumpId;
+use bak_common::period::period_start;
 use bak_common::units::{Limit, Period};
 use std::collections::HashMap;
 
 use super::carry::{Room, Way, carry};
 use super::shelf::Shelf;
 use super::stage::Stage;
-use crate::budget::{Cap, period_start};
+use crate::budget::Cap;
 use crate::cost::{Carried, Past, Source, still};
 use crate::plan::{self, Decision, Item, Local, Pending, Sent, plan};
 

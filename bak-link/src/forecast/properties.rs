@@ -3,8 +3,9 @@
 use super::carry::{Room, Way, carry};
 use super::samples::*;
 use super::*;
-use crate::budget::{Cap, period_start};
+use crate::budget::Cap;
 use crate::plan::{Decision, Local, Pending, Sent, plan};
+use bak_common::period::period_start;
 use bak_common::units::{Period, limit};
 use proptest::prelude::*;
 

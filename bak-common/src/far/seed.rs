@@ -1,0 +1,108 @@
+//! What deltas are made against, laid ready over there without sending any of it: hard links and copies of what is there,
+//! and removing them again. All by rsync alone.
+//!
+//! The means is a stub: an empty sparse file here that has name, size and time of a file over there, so that rsync takes
+//! the two for the same. A stub that did not match would be sent as if it were data; each of these runs is bounded so that
+//! this ends at once.
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::{Bounds, Far, FarFile, Ran, with_slash};
+
+/// What a run that sends no content may cost at most, in bytes.
+const STUB_MAX: u64 = 64 << 10;
+
+impl Far {
+    /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
+    /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
+    pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
+        let stub = self.stub(std::slice::from_ref(old), Some(new))?;
+        let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
+        let names = [old.name.clone(), new.to_owned()];
+        self.rsync(&["-tHz", "--link-dest=.."], &names, [with_slash(stub), self.place(basis)], bounds, &mut |_| Ok(()))
+    }
+
+    /// Removes what [`Far::seed_basis`] made.
+    pub fn drop_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
+        self.discard(basis, &[old.clone(), FarFile { name: new.to_owned(), ..old.clone() }])
+    }
+
+    /// Copies `old`, a file in the directory `place` over there, to be the partial file of `new`: the far side copies it by
+    /// itself, whole, holes filled. A transfer that is cut then has both: what has arrived, and what is still old. For
+    /// files whose content stays where it is; what shifts overruns what is still needed. Sends about 1 KB.
+    pub fn seed_partial(&self, place: &str, partial: &str, old: &FarFile, new: &str) -> Result<()> {
+        let below = format!("{place}/{partial}");
+        let name = old.name.rsplit_once('/').map_or(old.name.as_str(), |(_, name)| name);
+        let old = FarFile { name: name.to_owned(), ..old.clone() };
+        let stub = self.stub(std::slice::from_ref(&old), Some(new))?;
+        let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, ..Bounds::default() };
+        let options = ["-tH", "--copy-dest=..", "--chmod=Dgo=,Fgo="];
+        let names = [old.name.clone(), new.to_owned()];
+        let seeded = self.rsync(&options, &names, [with_slash(stub), self.place(&below)], bounds, &mut |_| Ok(()))?;
+        // Under its old name it is the same inode as what will be published: it must never be written by that name.
+        let dropped = self.discard(&below, std::slice::from_ref(&old));
+        seeded.check()?;
+        dropped?.check()
+    }
+
+    /// Makes a partial file over there from `dir/name` here, of which [`Far::seed_basis`] has laid a basis in `basis`: as
+    /// a delta, a few bytes for each block of 128 KiB. `bytes` is its size.
+    pub fn seed_from(&self, dir: &Path, place: &str, partial: &str, name: &str, basis: &str, bytes: u64) -> Result<()> {
+        let compare = format!("--compare-dest=../../{basis}/{place}");
+        let options = [
+            "-t",
+            "-S",
+            "-z",
+            "--zl=1",
+            "-B131072",
+            "--no-whole-file",
+            "--ignore-times",
+            "--chmod=Dgo=,Fgo=",
+            &compare,
+        ];
+        let sums = bytes.div_ceil(128 << 10).saturating_mul(10);
+        let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, ..Bounds::default() };
+        let places = [with_slash(dir.to_owned()), self.place(&format!("{place}/{partial}"))];
+        self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
+    }
+
+    /// Removes these files below the directory `below` over there, as far as they are still just as said. rsync takes a
+    /// file of the same size and time here for a copy of the one over there, and then removes that one on request: only
+    /// these very names, and no directory is ever swept.
+    pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
+        let stub = self.stub(files, None)?;
+        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
+        let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
+        let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
+        self.rsync(&options, &names, [self.place(below), stub.into_os_string()], bounds, &mut |_| Ok(()))
+    }
+
+    /// A directory with an empty sparse file of the name, size and time of each of `files`; the first also as `link`.
+    fn stub(&self, files: &[FarFile], link: Option<&str>) -> Result<PathBuf> {
+        let dir = self.scratch_file("stub");
+        fs::create_dir(&dir).context("cannot make a temporary directory")?;
+        for file in files {
+            let path = below(&dir, &file.name)?;
+            let stub = fs::File::create_new(&path).context("cannot make a temporary file")?;
+            let modified =
+                UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(file.modified.unix()).unwrap_or(0)));
+            stub.set_len(file.bytes)
+                .and_then(|()| stub.set_modified(modified.unwrap_or(UNIX_EPOCH)))
+                .context("cannot make a temporary file")?;
+        }
+        if let (Some(link), Some(first)) = (link, files.first()) {
+            fs::hard_link(dir.join(&first.name), below(&dir, link)?).context("cannot make a temporary file")?;
+        }
+        Ok(dir)
+    }
+}
+
+/// The path of `name` below `dir`, whose directory is made.
+fn below(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap_or(dir)).context("cannot make a temporary directory")?;
+    Ok(path)
+}
