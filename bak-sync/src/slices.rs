@@ -22,7 +22,7 @@ use crate::carry::{Journey, Stop};
 use crate::plan::{self, Basis, PARTIAL};
 
 /// How far ahead of what is written the old content begins, beside by how much the new file is longer: more than most
-/// changes shift it.
+/// changes shift it. A gap as long as the old file is never overrun.
 const GAP: u64 = 16 << 20;
 
 /// The gap is whole blocks of any size that rsync may use.
@@ -93,14 +93,15 @@ impl Pass<'_> {
             self.far.discard("", std::slice::from_ref(there))?.check()?;
         }
         let here = self.outbox.store.path().join(place).join(&file.name);
-        if let Some(old) = self.local(basis)? {
+        if let Some(local) = self.local(basis)? {
             if shifts(&here)? {
-                let gap = (GAP + file.bytes.saturating_sub(basis.file.bytes)).next_multiple_of(BLOCK);
+                let (old, new) = (basis.file.bytes, file.bytes);
+                let gap = (GAP.min(old) + new.saturating_sub(old)).next_multiple_of(BLOCK);
                 if self.outbox.store.free()? / 2 > basis.file.bytes {
-                    return self.lay_copy(place, file, basis, old, gap);
+                    return self.lay_copy(place, file, basis, local, gap);
                 }
-            } else if sparse(&old)? && self.outbox.store.free()? / 2 > basis.file.bytes {
-                return self.lay_copy(place, file, basis, old, 0);
+            } else if sparse(&local)? && self.outbox.store.free()? / 2 > basis.file.bytes {
+                return self.lay_copy(place, file, basis, local, 0);
             }
         }
         self.far.seed_partial(place, PARTIAL, &basis.there, &file.name)

@@ -198,7 +198,7 @@ fn content_that_shifts_stays_a_delta_in_slices_where_the_previous_dump_is_still_
         new.extend_from_slice(piece);
     }
     let mut outs = Vec::new();
-    for (limit, stored) in [("none", true), ("160K", true), ("160K", false)] {
+    for (limit, stored) in [("none", true), ("250K", true), ("1500K", false)] {
         let place = Place::new(true);
         put_content(&place.outbox(), "web", DAY1, "vma", &old, linked(json!({})));
         put_content(&place.kit.store(), "web", DAY1, "vma", &old, json!({}));
@@ -221,7 +221,7 @@ fn content_that_shifts_stays_a_delta_in_slices_where_the_previous_dump_is_still_
         );
     }
     assert!(outs[1] < outs[0] * 11 / 10, "{outs:?}: with a gap");
-    assert!(outs[2] > outs[0] * 12 / 10, "{outs:?}: without one what is still needed is overrun");
+    assert!(outs[2] > outs[0] * 2, "{outs:?}: without one what is still needed is overrun");
 }
 
 /// What comes in several attempts is read back: here it rots after its last byte has arrived.
