@@ -6,9 +6,9 @@
 //!
 //! What can go wrong is starvation. What is promised, where each pass carries what it was given, at the cost expected:
 //! with N guests of equal priority known when one of them begins to wait,
-//! - a dump no larger than a pass is tried within 2 N passes whatever arrives meanwhile, not counting those in which an
-//!   oversized dump of another guest is on its way and has its half of the pass. As these are every second one of those in
-//!   which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
+//! - a guest whose dumps are no larger than a pass has one tried within 2 N passes whatever arrives meanwhile, not counting
+//!   those in which an oversized dump of another guest is on its way and has its half of the pass. As these are every
+//!   second one of those in which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
 //! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way: they go one after the
 //!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes;
 //! - the head of the queue goes under a larger limit wherever it goes under a smaller one, unless something pending is

@@ -79,6 +79,13 @@ impl Shelf {
 
     /// Something was sent, the last in the guest's list.
     pub fn gone(&mut self, guest: &mut Guest) {
+        // Since when the guest is known its oldest dump says, also once that is forgotten.
+        if let ([first], Some(oldest)) = (guest.sent.as_slice(), self.0.first())
+            && oldest.started < first.started
+        {
+            let known = Sent { id: oldest.id.clone(), started: oldest.started, at: first.at };
+            guest.sent.insert(0, known);
+        }
         if guest.sent.len() > 2 {
             guest.sent.drain(1..guest.sent.len() - 1);
         }
@@ -112,4 +119,22 @@ impl Shelf {
 
 fn sound(guest: &Guest) -> u64 {
     guest.pending.iter().filter(|dump| dump.fault.is_none()).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn since_when_a_guest_is_known_is_not_forgotten_when_its_first_dump_goes() {
+        let mut guest = samples::guest("a", 2, 1..=3, 10).plan;
+        let oldest = guest.local[0].started;
+        let mut shelf = Shelf::new(&mut guest, samples::at(9, 0));
+        let newest = guest.local.last().unwrap().clone();
+        guest.sent.push(Sent { id: newest.id, started: newest.started, at: samples::at(3, 6) });
+        shelf.gone(&mut guest);
+        assert_eq!(guest.sent.iter().map(|dump| dump.started).min(), Some(oldest));
+        assert_eq!((guest.sent.len(), guest.local.len()), (2, 0));
+    }
 }

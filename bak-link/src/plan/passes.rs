@@ -36,6 +36,8 @@ struct Wait {
     open: u64,
     /// Those oversized dumps.
     behind: BTreeSet<DumpId>,
+    /// One of the dumps that it had to send meanwhile was oversized itself.
+    large: bool,
 }
 
 impl Wait {
@@ -160,7 +162,8 @@ impl World {
                     wait.behind.insert(dump.id.clone());
                 }
             }
-            let large = self.facts.guests[i].local.last().is_some_and(|dump| dump.cost > LIMIT);
+            wait.large |= self.facts.guests[i].local.last().is_some_and(|dump| dump.cost > LIMIT);
+            let large = wait.large;
             let (waited, what) =
                 if large { (wait.free, "an oversized dump") } else { (wait.free + wait.open, "a dump") };
             prop_assert!(waited <= 2 * wait.rivals, "{what} of g{i} waits too long: {wait:?}");
