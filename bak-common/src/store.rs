@@ -23,8 +23,10 @@ use std::time::Duration;
 
 mod change;
 mod copy;
+mod looks;
 
 pub use change::{Locked, Work};
+pub use looks::Looks;
 
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock};
@@ -71,6 +73,8 @@ pub struct Listing {
     /// By start time, then id.
     pub dumps: Vec<Entry>,
     pub unreadable: Vec<Unreadable>,
+    /// Symbolic links to directories, by their path below the top: they are not followed.
+    pub links: Vec<String>,
 }
 
 impl Entry {
@@ -251,6 +255,8 @@ impl Store {
                         error: anyhow!("cannot open the directory: {error}"),
                     }),
                 }
+            } else if kind == FileType::Symlink && fsio::leads_to_dir(dir.as_fd(), &name) {
+                listing.links.push(below());
             }
         }
     }
@@ -284,31 +290,6 @@ impl Store {
         let dir = fsio::open_place(self.top(), &entry.place)?;
         let files = entry.dump.files.iter().map(|file| file.name.clone());
         Ok(files.chain(companions(dir.as_fd(), &entry.dump)?).collect())
-    }
-
-    /// Whether nothing but its owner's word may remove the dump: its sidecar says so, or Proxmox's mark lies beside it.
-    pub fn is_protected(&self, entry: &Entry) -> Result<bool> {
-        if entry.dump.protected {
-            return Ok(true);
-        }
-        let dir = fsio::open_place(self.top(), &entry.place)?;
-        for file in &entry.dump.files {
-            if fsio::stat(dir.as_fd(), &format!("{}.protected", file.name))?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether the dump had files and not one of them is there any more.
-    pub fn is_gone(&self, entry: &Entry) -> Result<bool> {
-        let dir = fsio::open_place(self.top(), &entry.place)?;
-        for file in &entry.dump.files {
-            if fsio::stat(dir.as_fd(), &file.name)?.is_some() {
-                return Ok(false);
-            }
-        }
-        Ok(!entry.dump.files.is_empty())
     }
 
     /// Takes the store's lock and recovers; what cannot be recovered goes to `report` and stays for the next time.

@@ -11,16 +11,19 @@ use bak_common::units::Span;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 
-use crate::apply::{self, Order, Place, Request};
+use crate::apply;
+use crate::plan::SKEW_S;
+use crate::request::{MaxRemove, Order, Place, Request, Task};
 
 const AFTER: &str = "\
 The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They \
 come from the configuration, or all of them from the command line if it names one. Without any rule everything is kept. \
 A rule of 0 is off. What a guest is called and which tags it has, its newest good dump says.
 
-Never removed: the last good dump of a guest, protected dumps, dumps dated more than an hour into the future. Only good \
-dumps count. One that is not is kept for a look until it is older than everything that the rules keep; a sidecar of \
-which all files are gone is removed. A dump that expires is kept until then and removed after; it does not count.
+Never removed: the last good dump of a guest, protected dumps, dumps whose date cannot be right. Only good dumps count, \
+and one that lies in two directories of a store counts once. One that is not good is kept for a look until it is older \
+than everything that the rules keep; a sidecar of which all files are gone is removed. A dump that expires is kept until \
+then and removed after; it does not count.
 
 Examples:
   bak-prune -n --explain /srv/dumps --keep-last 3 --keep-daily 7 --keep-weekly 4
@@ -32,7 +35,7 @@ Exit status:
   1  finished, but something could not be read or removed
   2  usage, configuration or unreadable input
   3  a store is locked
-  4  a dump that must not be removed was named: nothing is removed";
+  4  a dump that must not be removed was named, or more than --max-remove would go: nothing is removed";
 
 /// Remove the dumps that no rule keeps, and say why
 #[derive(Debug, Parser)]
@@ -53,7 +56,23 @@ struct Cli {
     #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
+    guard: Guard,
+    #[command(flatten)]
     common: Common,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Guards")]
+struct Guard {
+    /// Remove nothing if more than N dumps, or P percent of the guests' dumps, would go
+    #[arg(long, value_name = "N|P%")]
+    max_remove: Option<MaxRemove>,
+    /// How far ahead of our clock a dump may be dated [default: 1h]
+    #[arg(long, value_name = "DUR")]
+    skew: Option<Span>,
+    /// Remove the dumps named even if they are dated in the future or oddly
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
@@ -83,16 +102,19 @@ struct KeepArgs {
     /// Keep everything
     #[arg(
         long = "keep-all",
-        conflicts_with_all = ["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"]
+        conflicts_with_all = ["last", "hourly", "daily", "weekly", "monthly", "yearly", "within", "failed"]
     )]
     everything: bool,
+    /// Of dumps that are not good keep the newest N for a look, and no others; beside whatever rules hold
+    #[arg(long = "keep-failed", value_name = "N")]
+    failed: Option<u64>,
 }
 
 impl KeepArgs {
     /// The rules of the command line; `None` if it names none.
     fn rules(self) -> Option<Keep> {
-        let Self { last, hourly, daily, weekly, monthly, yearly, within, everything } = self;
-        (self != Self::default()).then(|| Keep {
+        let Self { last, hourly, daily, weekly, monthly, yearly, within, everything, failed: _ } = self;
+        (Self { failed: None, ..self } != Self::default()).then(|| Keep {
             last,
             hourly,
             daily,
@@ -101,6 +123,7 @@ impl KeepArgs {
             yearly,
             within,
             all: everything.then_some(true),
+            failed: None,
         })
     }
 }
@@ -139,9 +162,10 @@ impl Cli {
     fn resolve(&self, session: &Session) -> Result<Request> {
         let operands = Operands::of(&self.operands);
         let (guests, _) = self.picks.selector(&self.guest)?;
-        let order = (!operands.ids.is_empty() || operands.stdin)
-            .then(|| Order { ids: operands.ids.iter().cloned().collect(), stdin: operands.stdin });
-        self.check(&operands, &guests, order.is_some())?;
+        let named = !operands.ids.is_empty() || operands.stdin;
+        let order = Order { ids: operands.ids.iter().cloned().collect(), stdin: operands.stdin };
+        let task = if named { Task::Named(order) } else { Task::Rules };
+        self.check(&operands, &guests, named)?;
         let paths = match operands.stores {
             stores if !stores.is_empty() => stores,
             _ if self.common.check_config && self.store.is_none() && session.config.store.is_none() => Vec::new(),
@@ -157,7 +181,16 @@ impl Cli {
         }
         // Whoever locks several stores at once must always do so in the same order.
         places.sort_by(|a, b| a.store.path().cmp(b.store.path()));
-        Ok(Request { places, order, guests, rules: self.keep.rules() })
+        Ok(Request {
+            places,
+            task,
+            guests,
+            rules: self.keep.rules(),
+            keep_failed: self.keep.failed,
+            skew_s: self.guard.skew.map_or(SKEW_S, |skew| i64::try_from(skew.0).unwrap_or(i64::MAX)),
+            max_remove: self.guard.max_remove,
+            force: self.guard.force,
+        })
     }
 
     /// Refuses what does not go together.
@@ -168,8 +201,11 @@ impl Cli {
         if !operands.stores.is_empty() && self.store.is_some() {
             return Err(Kind::Usage.says("name stores as operands or by --store, not both"));
         }
-        if order && (!guests.is_empty() || self.keep.rules().is_some()) {
+        if order && (!guests.is_empty() || self.keep != KeepArgs::default()) {
             return Err(Kind::Usage.says("ids say exactly which dumps go: rules and selection of guests do not apply"));
+        }
+        if !order && self.guard.force {
+            return Err(Kind::Usage.says("--force goes with the ids of the dumps to remove"));
         }
         if !order && operands.stores.is_empty() && guests.is_empty() {
             return Err(

@@ -2,5 +2,9 @@
 
 pub mod apply;
 pub mod cli;
+pub mod gone;
+pub mod look;
+pub mod output;
 pub mod plan;
 pub mod policy;
+pub mod request;

@@ -54,11 +54,11 @@ fn marks(zone_name: &str, starts: &[&str], rules: &str) -> String {
 /// The reasons of one dump, as people read them; dumps are called by their place.
 fn reasons(zone_name: &str, starts: &[&str], rules: &str, at: usize) -> String {
     let names: Vec<String> = (0..starts.len()).map(|n| format!("#{n}")).collect();
+    let dumps = moments(zone(zone_name), starts);
     match &judged(zone_name, starts, rules)[at] {
-        Verdict::Keep(hold) => hold.to_string(),
+        Verdict::Keep(hold) => hold.say(&dumps[at]),
         Verdict::Remove(misses) => {
-            let dumps = moments(zone(zone_name), starts);
-            misses.iter().map(|miss| miss.say(&dumps, |n| &names[n])).collect::<Vec<_>>().join("; ")
+            misses.iter().map(|miss| miss.say(|n| (dumps[n], names[n].as_str()))).collect::<Vec<_>>().join("; ")
         }
     }
 }
@@ -267,6 +267,7 @@ fn rules() -> impl Strategy<Value = Keep> {
             yearly,
             within,
             all,
+            failed: None,
         },
     )
 }
