@@ -5,18 +5,20 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::Session;
 use bak_common::config::Keep;
-use bak_common::jsonl::{Writer, read_all};
-use bak_common::name::DumpId;
-use bak_common::record::{Dump, Record, to_line};
+use bak_common::jsonl::{Writer, read_all, read_heads};
+use bak_common::name::{DumpId, GuestName};
+use bak_common::record::{Dump, Head, Record, to_line};
 use bak_common::report::Kind;
-use bak_common::store::{Entry, Locked};
+use bak_common::store::{Entry, Locked, Unreadable};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::look::View;
+use crate::offsite::{self, OnlySent};
 use crate::output::Output;
 use crate::plan::{self, Candidate, Decision, Item, Terms};
-use crate::request::{Order, Place, Request, Task};
+use crate::request::{GoneGuests, Order, Place, Purge, Request, Task};
+use crate::{gone, protect};
 
 /// The dumps that were named, each with what the pipe adds to its record.
 type Named = BTreeMap<DumpId, Map<String, Value>>;
@@ -42,13 +44,37 @@ impl Job<'_> {
     }
 }
 
+/// What a run works with.
+struct Run<'a> {
+    session: &'a Session,
+    request: &'a Request,
+    /// Guests that are gone.
+    gone: Vec<Head>,
+}
+
+/// Which dumps are decided upon.
+#[derive(Clone, Copy)]
+enum Pick<'a> {
+    Rules,
+    Named(&'a Named),
+    Purge(&'a GuestName),
+}
+
 /// Prunes; the exit status.
 pub fn run(session: &Session, request: Request) -> Result<u8> {
     let mut output = Output::new(session);
-    let refused = match &request.task {
-        Task::Rules => by_rules(session, &request, &mut output)?,
-        Task::Named(order) => by_name(session, &request, order, &mut output)?,
+    let gone = match request.gone {
+        GoneGuests::No => Vec::new(),
+        GoneGuests::Too | GoneGuests::Only => read_heads(&session.report, session.dry_run)?,
     };
+    let run = Run { session, request: &request, gone };
+    let mut refused = false;
+    match &request.task {
+        Task::Rules => refused = run.by_rules(&mut output)?,
+        Task::Named(order) => refused = run.by_name(order, &mut output)?,
+        Task::Purge(purge) => refused = run.purge(purge, &mut output)?,
+        Task::Protect(marks) => protect::run(session, &request, marks, &mut output)?,
+    }
     output.finish()?;
     let status = session.report.finish(|count| match refused {
         true => "nothing was removed".to_owned(),
@@ -57,68 +83,164 @@ pub fn run(session: &Session, request: Request) -> Result<u8> {
     Ok(if refused { Kind::Refused as u8 } else { status })
 }
 
-/// Removes what no rule keeps, or nothing if that is more than may go; whether that was so.
-fn by_rules(session: &Session, request: &Request, output: &mut Output) -> Result<bool> {
-    let mut jobs = Vec::new();
-    for place in &request.places {
-        match prepare(session, request, place, None) {
-            Ok(job) if request.max_remove.is_some() => jobs.push(job),
-            Ok(job) => carry_out(session, job, &Named::new(), output)?,
-            Err(error) => session.report.fail(&place.store.path().display().to_string(), &error),
+impl Run<'_> {
+    /// Removes what no rule keeps, or nothing if that is more than may go; whether that was so.
+    fn by_rules(&self, output: &mut Output) -> Result<bool> {
+        let mut jobs = Vec::new();
+        for place in &self.request.places {
+            match self.prepare(place, Pick::Rules) {
+                Ok(job) if self.request.max_remove.is_some() => jobs.push(job),
+                Ok(job) => carry_out(self.session, job, &Named::new(), output)?,
+                Err(error) => self.session.report.fail(&place.store.path().display().to_string(), &error),
+            }
+        }
+        let refused = !self.few_enough(&jobs);
+        self.all(jobs, refused, &Named::new(), output)?;
+        for text in self.request.guests.unmatched() {
+            self.session.report.fail(text, &anyhow!("no guest with a dump here is called so"));
+        }
+        Ok(refused)
+    }
+
+    /// Removes exactly what was named, or nothing if any of it must not be; whether that was so.
+    fn by_name(&self, order: &Order, output: &mut Output) -> Result<bool> {
+        let named = named(self.session, order)?;
+        let jobs = self.prepare_all(Pick::Named(&named))?;
+        let found = |id: &DumpId| jobs.iter().any(|job| job.items.iter().any(|item| job.id(item) == id));
+        for id in named.keys().filter(|id| !found(id)) {
+            let text = anyhow!("there is no such dump in {}", stores(&self.request.places));
+            self.session.report.fail(id.as_str(), &text);
+        }
+        let refused = !self.few_enough(&jobs) | self.spared(&jobs);
+        self.all(jobs, refused, &named, output)?;
+        Ok(refused)
+    }
+
+    /// Removes all of a guest's dumps, or nothing if that was not said twice or one is protected; whether that was so.
+    fn purge(&self, purge: &Purge, output: &mut Output) -> Result<bool> {
+        let jobs = self.prepare_all(Pick::Purge(&purge.vm))?;
+        let count: usize = jobs.iter().map(|job| job.items.len()).sum();
+        let vm = purge.vm.as_str();
+        let report = &self.session.report;
+        if count == 0 {
+            report.fail(vm, &anyhow!("there is no dump of it in {}", stores(&self.request.places)));
+        }
+        let unsure = count > 0 && !purge.confirmed && !self.session.dry_run;
+        if unsure {
+            let text =
+                format!("all its {count} dumps would go, the last good one too: add --yes-purge {vm}, or -n to see");
+            report.fail(vm, &Kind::Refused.says(text));
+        }
+        let refused = unsure | !self.few_enough(&jobs) | self.spared(&jobs);
+        self.all(jobs, refused, &Named::new(), output)?;
+        Ok(refused)
+    }
+
+    fn prepare_all(&self, pick: Pick) -> Result<Vec<Job<'_>>> {
+        self.request.places.iter().map(|place| self.prepare(place, pick)).collect()
+    }
+
+    /// Carries out all jobs, without what they would remove if that is refused.
+    fn all(&self, jobs: Vec<Job>, refused: bool, named: &Named, output: &mut Output) -> Result<()> {
+        for mut job in jobs {
+            if refused {
+                job.items.retain(|item| item.decision != Decision::Remove);
+            }
+            carry_out(self.session, job, named, output)?;
+        }
+        Ok(())
+    }
+
+    /// Whether no more would go than `--max-remove` allows. Says so if not.
+    fn few_enough(&self, jobs: &[Job]) -> bool {
+        let going: usize = jobs.iter().map(|job| job.count(Decision::Remove)).sum();
+        let all: usize = jobs.iter().map(|job| job.items.len()).sum();
+        let Some(most) = self.request.max_remove.filter(|most| !most.allows(going, all)) else { return true };
+        let text = format!("{going} of {all} dumps would go, more than {most} (-n without --max-remove shows them)");
+        self.session.report.fail("--max-remove", &Kind::Refused.says(text));
+        false
+    }
+
+    /// Whether an explicit order names what must stay. Says so.
+    fn spared(&self, jobs: &[Job]) -> bool {
+        let report = &self.session.report;
+        let items = || jobs.iter().flat_map(|job| job.items.iter().map(move |item| (job, item)));
+        for (job, item) in items().filter(|(_, item)| item.decision == Decision::Blocked) {
+            report.fail(job.id(item).as_str(), &anyhow!("not removed: {}", job.reasons(self.session, item)));
+        }
+        let mut spared = false;
+        for (job, item) in items().filter(|(_, item)| item.decision == Decision::Spared) {
+            spared = true;
+            let text = format!("must not be removed: {}", job.reasons(self.session, item));
+            report.fail(job.id(item).as_str(), &Kind::Refused.says(text));
+        }
+        spared
+    }
+
+    /// Lists and plans one store, under its lock.
+    fn prepare<'p>(&self, place: &'p Place, pick: Pick) -> Result<Job<'p>> {
+        let Run { session, request, .. } = self;
+        let waits = |wanted: &OnlySent| Ok::<_, anyhow::Error>((wanted.clone(), wanted.sightings(session, place)?));
+        let waits = request.only_sent.as_ref().map(waits).transpose()?;
+        let locked = match session.dry_run {
+            true => None,
+            false => Some(place.store.lock(session.wait, &session.report)?),
+        };
+        let view = View::of(&place.store);
+        let bases = offsite::bases(session, place, &view)?;
+        let dump = |at: usize| &view.entries[at].dump;
+        let unsent = |at: usize| {
+            let (wanted, sightings) = waits.as_ref()?;
+            wanted.wait(sightings, dump(at), &session.config, session.now, request.skew_s)
+        };
+        let is_gone = |dump: &Candidate| self.gone.iter().any(|gone| gone::is(gone, dump.vm, dump.kind, dump.uid));
+        let candidates = view.candidates();
+        let terms = Terms {
+            skew_s: request.skew_s,
+            select: &|at| self.selects(dump(at), is_gone(&candidates[at])),
+            keep: &|at| rules(session, request, place, dump(at)),
+            blocked: &|vm| view.blocked(&place.store, vm),
+            is_gone: &is_gone,
+            unsent: &unsent,
+            basis: &|id| bases.get(id).cloned(),
+            force: request.force,
+            ..Terms::at(session.now, session.zone)
+        };
+        let items = match pick {
+            Pick::Named(named) => plan::by_name(&candidates, &named.keys().cloned().collect(), &terms),
+            Pick::Purge(vm) => plan::purge(&candidates, vm, &terms),
+            Pick::Rules => {
+                not_all_gone(&candidates, &terms)?;
+                plan::by_policy(&candidates, &terms)
+            }
+        };
+        let purged = |bad: &Unreadable| matches!(pick, Pick::Purge(vm) if bad.may_concern(vm));
+        let everyone = matches!(pick, Pick::Rules) && request.guests.takes_all() && request.gone != GoneGuests::Only;
+        view.report(session, &place.store, |bad| {
+            everyone || purged(bad) || items.iter().any(|item| bad.may_concern(candidates[item.at].vm))
+        });
+        warn(session, request, place, &candidates, &items);
+        Ok(Job { locked, items, view })
+    }
+
+    fn selects(&self, dump: &Dump, gone: bool) -> bool {
+        match self.request.gone {
+            GoneGuests::Only => gone,
+            GoneGuests::Too | GoneGuests::No => self.request.guests.matches(dump),
         }
     }
-    let refused = !few_enough(session, request, &jobs);
-    for job in jobs {
-        carry_out(session, if refused { unharmed(job) } else { job }, &Named::new(), output)?;
-    }
-    for text in request.guests.unmatched() {
-        session.report.fail(text, &anyhow!("no guest with a dump here is called so"));
-    }
-    Ok(refused)
 }
 
-/// Whether no more would go than `--max-remove` allows. Says so if not.
-fn few_enough(session: &Session, request: &Request, jobs: &[Job]) -> bool {
-    let going: usize = jobs.iter().map(|job| job.count(Decision::Remove)).sum();
-    let all: usize = jobs.iter().map(|job| job.items.len()).sum();
-    let Some(most) = request.max_remove.filter(|most| !most.allows(going, all)) else { return true };
-    let text =
-        format!("{going} of {all} dumps would go, more than --max-remove {most} allows (-n without it shows them)");
-    session.report.fail("refused", &Kind::Refused.says(text));
-    false
-}
-
-/// The same without anything that would be removed.
-fn unharmed(mut job: Job) -> Job {
-    job.items.retain(|item| item.decision != Decision::Remove);
-    job
-}
-
-/// Removes exactly what was named, or nothing if any of it must not be; whether that was so.
-fn by_name(session: &Session, request: &Request, order: &Order, output: &mut Output) -> Result<bool> {
-    let report = &session.report;
-    let named = named(session, order)?;
-    let mut jobs = Vec::new();
-    for place in &request.places {
-        jobs.push(prepare(session, request, place, Some(&named))?);
+/// Refuses to believe that all guests of a store are gone: it is rather who looks after them that is.
+fn not_all_gone(candidates: &[Candidate], terms: &Terms) -> Result<()> {
+    let faces = plan::faces(candidates, terms);
+    let gone = faces.iter().filter(|at| (terms.is_gone)(&candidates[**at])).count();
+    if gone > 1 && gone == faces.len() {
+        return Err(Kind::Refused.says(format!(
+            "all {gone} guests here are said to be gone: does bak-state observe still run? (--purge removes a guest's dumps)"
+        )));
     }
-    let items = || jobs.iter().flat_map(|job| job.items.iter().map(move |item| (job, item)));
-    for id in named.keys().filter(|id| !items().any(|(job, item)| job.id(item) == *id)) {
-        report.fail(id.as_str(), &anyhow!("there is no such dump in {}", stores(&request.places)));
-    }
-    for (job, item) in items().filter(|(_, item)| item.decision == Decision::Blocked) {
-        report.fail(job.id(item).as_str(), &anyhow!("not removed: {}", job.reasons(session, item)));
-    }
-    let mut refused = !few_enough(session, request, &jobs);
-    for (job, item) in items().filter(|(_, item)| item.decision == Decision::Spared) {
-        refused = true;
-        let text = format!("must not be removed: {}", job.reasons(session, item));
-        report.fail(job.id(item).as_str(), &Kind::Refused.says(text));
-    }
-    for job in jobs {
-        carry_out(session, if refused { unharmed(job) } else { job }, &named, output)?;
-    }
-    Ok(refused)
+    Ok(())
 }
 
 pub fn stores(places: &[Place]) -> String {
@@ -138,34 +260,6 @@ fn named(session: &Session, order: &Order) -> Result<Named> {
         }
     }
     Ok(named)
-}
-
-fn prepare<'a>(session: &Session, request: &Request, place: &'a Place, named: Option<&Named>) -> Result<Job<'a>> {
-    let locked = match session.dry_run {
-        true => None,
-        false => Some(place.store.lock(session.wait, &session.report)?),
-    };
-    let view = View::of(&place.store);
-    let dump = |at: usize| &view.entries[at].dump;
-    let terms = Terms {
-        skew_s: request.skew_s,
-        select: &|at| request.guests.matches(dump(at)),
-        keep: &|at| rules(session, request, place, dump(at)),
-        blocked: &|vm| view.blocked(&place.store, vm),
-        force: request.force,
-        ..Terms::at(session.now, session.zone)
-    };
-    let candidates = view.candidates();
-    let items = match named {
-        Some(named) => plan::by_name(&candidates, &named.keys().cloned().collect(), &terms),
-        None => plan::by_policy(&candidates, &terms),
-    };
-    let everyone = named.is_none() && request.guests.takes_all();
-    view.report(session, &place.store, |bad| {
-        everyone || items.iter().any(|item| bad.may_concern(candidates[item.at].vm))
-    });
-    warn(session, request, place, &candidates, &items);
-    Ok(Job { locked, items, view })
 }
 
 /// Says which dumps have dates that cannot be right.

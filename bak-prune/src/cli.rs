@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use bak_common::args::{Common, Picks, Places, Session};
-use bak_common::config::Keep;
-use bak_common::name::{DumpId, printable};
+use bak_common::config::{Keep, dest_name};
+use bak_common::name::{DumpId, GuestName, printable};
 use bak_common::report::Kind;
 use bak_common::select::Selector;
 use bak_common::store::Store;
@@ -12,8 +12,10 @@ use clap::Parser;
 use std::path::{Path, PathBuf};
 
 use crate::apply;
+use crate::offsite::OnlySent;
 use crate::plan::SKEW_S;
-use crate::request::{MaxRemove, Order, Place, Request, Task};
+use crate::protect::Protect;
+use crate::request::{GoneGuests, MaxRemove, Order, Place, Purge, Request, Task};
 
 const AFTER: &str = "\
 The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They \
@@ -29,6 +31,8 @@ Examples:
   bak-prune -n --explain /srv/dumps --keep-last 3 --keep-daily 7 --keep-weekly 4
   bak-prune --store /srv/dumps --guest 'web*' --keep-within 14d
   bak-prune --store /srv/dumps web@20261120T010002Z
+  bak-prune --store /srv/dumps --protect web@20261120T010002Z
+  bak-state list --gone --for 90d | bak-prune --expire-gone - -n
 
 Exit status:
   0  done; what is spared is a decision, not a failure
@@ -56,9 +60,86 @@ struct Cli {
     #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
+    orders: Orders,
+    #[command(flatten)]
+    offsite: Offsite,
+    #[command(flatten)]
     guard: Guard,
     #[command(flatten)]
     common: Common,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Orders")]
+struct Orders {
+    /// Let nothing remove this dump; may be repeated. For Proxmox's dumps also with Proxmox's own mark
+    #[arg(long, value_name = "ID", value_parser = dump_id)]
+    protect: Vec<DumpId>,
+    /// Take the protection away again; may be repeated
+    #[arg(long, value_name = "ID", value_parser = dump_id)]
+    unprotect: Vec<DumpId>,
+    /// Remove all dumps of the guest VM, the last good one too
+    #[arg(long, value_name = "VM", value_parser = guest_name)]
+    purge: Option<GuestName>,
+    /// Yes, this one
+    #[arg(long, value_name = "VM", requires = "purge", value_parser = guest_name)]
+    yes_purge: Option<GuestName>,
+    /// The guests on standard input are gone, as `bak-state list --gone` prints them: their last dumps age out as if they
+    /// had been dumped every day since. Without a store, --all or a selection, prune only theirs
+    #[arg(long, value_name = "-", value_parser = ["-"], allow_hyphen_values = true)]
+    expire_gone: Option<String>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Off-site copies")]
+struct Offsite {
+    /// Spare what is not known to be at this destination, or at all that the guest is sent to
+    #[arg(long, value_name = "DEST|all")]
+    only_sent: Option<String>,
+    /// Believe that a dump is there if it was seen there so lately: when it was sent, or by `bak-sync --reconcile`
+    #[arg(long, value_name = "DUR", default_value = "7d", requires = "only_sent")]
+    sighted: Span,
+    /// After so long a dump goes even if it is not known to be there
+    #[arg(long, value_name = "DUR", default_value = "14d", requires = "only_sent")]
+    unsent_grace: Span,
+    /// The outbox of that destination [default: as configured, or <store>/.outbox-<destination>]
+    #[arg(long, value_name = "DIR", requires = "only_sent")]
+    outbox: Option<PathBuf>,
+}
+
+fn dump_id(text: &str) -> Result<DumpId> {
+    DumpId::new(text)
+}
+
+fn guest_name(text: &str) -> Result<GuestName> {
+    GuestName::new(text)
+}
+
+impl Offsite {
+    fn resolve(&self, session: &Session) -> Result<Option<OnlySent>> {
+        let Some(name) = &self.only_sent else { return Ok(None) };
+        let known: Vec<String> = session.config.dest.iter().map(|dest| dest.name.clone()).collect();
+        let dests = match name.as_str() {
+            "all" if known.is_empty() => {
+                return Err(Kind::Usage.says("--only-sent all: the configuration has no [[dest]]; name one"));
+            }
+            "all" => known,
+            name => {
+                dest_name(name).map_err(|error| Kind::Usage.of(error))?;
+                vec![name.to_owned()]
+            }
+        };
+        if self.outbox.is_some() && dests.len() > 1 {
+            return Err(Kind::Usage.says("--outbox goes with one destination: name it by --only-sent"));
+        }
+        let seconds = |span: Span| i64::try_from(span.0).unwrap_or(i64::MAX);
+        Ok(Some(OnlySent {
+            dests,
+            outbox: self.outbox.clone(),
+            sighted_s: seconds(self.sighted),
+            grace_s: seconds(self.unsent_grace),
+        }))
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -162,10 +243,13 @@ impl Cli {
     fn resolve(&self, session: &Session) -> Result<Request> {
         let operands = Operands::of(&self.operands);
         let (guests, _) = self.picks.selector(&self.guest)?;
-        let named = !operands.ids.is_empty() || operands.stdin;
-        let order = Order { ids: operands.ids.iter().cloned().collect(), stdin: operands.stdin };
-        let task = if named { Task::Named(order) } else { Task::Rules };
-        self.check(&operands, &guests, named)?;
+        let task = self.task(&operands)?;
+        self.check(&operands, &guests, &task)?;
+        let gone = match &self.orders.expire_gone {
+            None => GoneGuests::No,
+            Some(_) if operands.stores.is_empty() && guests.is_empty() => GoneGuests::Only,
+            Some(_) => GoneGuests::Too,
+        };
         let paths = match operands.stores {
             stores if !stores.is_empty() => stores,
             _ if self.common.check_config && self.store.is_none() && session.config.store.is_none() => Vec::new(),
@@ -190,24 +274,65 @@ impl Cli {
             skew_s: self.guard.skew.map_or(SKEW_S, |skew| i64::try_from(skew.0).unwrap_or(i64::MAX)),
             max_remove: self.guard.max_remove,
             force: self.guard.force,
+            only_sent: self.offsite.resolve(session)?,
+            gone,
         })
     }
 
+    /// What is to be done; one thing at a time.
+    fn task(&self, operands: &Operands) -> Result<Task> {
+        let Orders { protect, unprotect, purge, yes_purge, .. } = &self.orders;
+        let mut tasks = Vec::new();
+        if !operands.ids.is_empty() || operands.stdin {
+            tasks.push(Task::Named(Order { ids: operands.ids.iter().cloned().collect(), stdin: operands.stdin }));
+        }
+        if !protect.is_empty() || !unprotect.is_empty() {
+            let marks = Protect { on: protect.iter().cloned().collect(), off: unprotect.iter().cloned().collect() };
+            if let Some(both) = marks.on.intersection(&marks.off).next() {
+                return Err(Kind::Usage.says(format!("{both} is to be protected and unprotected: which?")));
+            }
+            tasks.push(Task::Protect(marks));
+        }
+        if let Some(vm) = purge {
+            let confirmed = match yes_purge {
+                Some(yes) if yes != vm => {
+                    return Err(Kind::Refused.says(format!("--purge {vm} and --yes-purge {yes} name two guests")));
+                }
+                yes => yes.is_some(),
+            };
+            tasks.push(Task::Purge(Purge { vm: vm.clone(), confirmed }));
+        }
+        if tasks.len() > 1 {
+            return Err(Kind::Usage.says("ids to remove, --protect, --unprotect and --purge are orders of their own"));
+        }
+        Ok(tasks.pop().unwrap_or(Task::Rules))
+    }
+
     /// Refuses what does not go together.
-    fn check(&self, operands: &Operands, guests: &Selector, order: bool) -> Result<()> {
+    fn check(&self, operands: &Operands, guests: &Selector, task: &Task) -> Result<()> {
         if self.common.check_config {
             return Ok(());
         }
         if !operands.stores.is_empty() && self.store.is_some() {
             return Err(Kind::Usage.says("name stores as operands or by --store, not both"));
         }
-        if order && (!guests.is_empty() || self.keep != KeepArgs::default()) {
-            return Err(Kind::Usage.says("ids say exactly which dumps go: rules and selection of guests do not apply"));
+        let by_rules = matches!(task, Task::Rules);
+        let ruled = !guests.is_empty()
+            || self.keep != KeepArgs::default()
+            || self.offsite.only_sent.is_some()
+            || self.orders.expire_gone.is_some();
+        if !by_rules && ruled {
+            return Err(
+                Kind::Usage.says("an order says exactly what to do: rules and selection of guests do not apply")
+            );
         }
-        if !order && self.guard.force {
+        if !matches!(task, Task::Named(_)) && self.guard.force {
             return Err(Kind::Usage.says("--force goes with the ids of the dumps to remove"));
         }
-        if !order && operands.stores.is_empty() && guests.is_empty() {
+        if matches!(task, Task::Purge(_)) && operands.stores.is_empty() && self.store.is_none() {
+            return Err(Kind::Usage.says("--purge wants its stores named, as operands or by --store"));
+        }
+        if by_rules && operands.stores.is_empty() && guests.is_empty() && self.orders.expire_gone.is_none() {
             return Err(
                 Kind::Usage.says("say what to prune: a store, --all, guests (--guest, --tag, …) or ids (see --help)")
             );

@@ -5,7 +5,7 @@
 
 use bak_common::calendar::{Time, Zone};
 use bak_common::name::GuestName;
-use serde::Deserialize;
+use bak_common::record::Head;
 
 use crate::policy::Moment;
 
@@ -18,20 +18,11 @@ const DAY_S: i64 = 86_400;
 /// More dumps than any rule would count for a guest dumped daily: forty years of them.
 const DAYS_MAX: i64 = 40 * 366;
 
-/// A guest that is gone, as bak-state or anybody else names it. Without `uid` or `kind`, any guest called so.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Gone {
-    pub vm: GuestName,
-    pub uid: Option<String>,
-    pub kind: Option<String>,
-}
-
-impl Gone {
-    pub fn is(&self, vm: &GuestName, kind: &str, uid: Option<&str>) -> bool {
-        self.vm == *vm
-            && self.kind.as_deref().is_none_or(|own| own == kind)
-            && self.uid.as_deref().is_none_or(|own| Some(own) == uid)
-    }
+/// Whether `gone`, as bak-state or anybody else names it, is this guest. Without `uid` or `kind`: any guest called so.
+pub fn is(gone: &Head, vm: &GuestName, kind: &str, uid: Option<&str>) -> bool {
+    gone.vm == *vm
+        && gone.kind.as_deref().is_none_or(|own| own == kind)
+        && gone.uid.as_deref().is_none_or(|own| Some(own) == uid)
 }
 
 /// When a guest last dumped at `last` would have been dumped until `now`.

@@ -185,6 +185,16 @@ pub fn by_name(all: &[Candidate], ids: &BTreeSet<DumpId>, terms: &Terms) -> Vec<
     groups(all, terms).iter().flat_map(named).collect()
 }
 
+/// The decision about every dump of the guests called `vm`: all go but what is protected.
+pub fn purge(all: &[Candidate], vm: &GuestName, terms: &Terms) -> Vec<Item> {
+    let item = |at: usize| match all[at].protected {
+        true => Item::new(at, Decision::Spared, vec!["it is protected".to_owned()]),
+        false => Item::new(at, Decision::Remove, vec!["all of its guest is purged".to_owned()]),
+    };
+    let members = groups(all, terms).into_iter().flat_map(|group| group.members);
+    members.filter(|at| all[*at].vm == vm).map(item).collect()
+}
+
 /// For each guest the dump that says what it is, by its place among the candidates.
 pub fn faces(all: &[Candidate], terms: &Terms) -> Vec<usize> {
     groups(all, terms).iter().map(Group::face).collect()

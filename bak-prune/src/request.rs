@@ -2,12 +2,15 @@
 
 use anyhow::{Result, ensure};
 use bak_common::config::Keep;
-use bak_common::name::DumpId;
+use bak_common::name::{DumpId, GuestName};
 use bak_common::select::Selector;
 use bak_common::store::Store;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+
+use crate::offsite::OnlySent;
+use crate::protect::Protect;
 
 #[derive(Debug)]
 pub struct Request {
@@ -25,6 +28,18 @@ pub struct Request {
     pub max_remove: Option<MaxRemove>,
     /// By name, also what is dated wrongly.
     pub force: bool,
+    pub only_sent: Option<OnlySent>,
+    /// Guests that are gone come by standard input: their last dumps may go, too.
+    pub gone: GoneGuests,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoneGuests {
+    No,
+    /// Beside the guests selected.
+    Too,
+    /// These and no others.
+    Only,
 }
 
 #[derive(Debug)]
@@ -33,6 +48,17 @@ pub enum Task {
     Rules,
     /// Remove exactly these.
     Named(Order),
+    /// Remove nothing, but say what may be removed.
+    Protect(Protect),
+    /// Remove all dumps of this guest.
+    Purge(Purge),
+}
+
+#[derive(Debug)]
+pub struct Purge {
+    pub vm: GuestName,
+    /// It was named a second time.
+    pub confirmed: bool,
 }
 
 /// A store to prune.
