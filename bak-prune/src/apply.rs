@@ -18,7 +18,7 @@ use crate::offsite::{self, OnlySent};
 use crate::output::Output;
 use crate::plan::{self, Candidate, Decision, Item, Terms};
 use crate::request::{GoneGuests, Order, Place, Purge, Request, Task};
-use crate::{gone, protect};
+use crate::{forecast, gone, protect, space};
 
 /// The dumps that were named, each with what the pipe adds to its record.
 type Named = BTreeMap<DumpId, Map<String, Value>>;
@@ -73,6 +73,7 @@ pub fn run(session: &Session, request: Request) -> Result<u8> {
         Task::Rules => refused = run.by_rules(&mut output)?,
         Task::Named(order) => refused = run.by_name(order, &mut output)?,
         Task::Purge(purge) => refused = run.purge(purge, &mut output)?,
+        Task::Simulate(simulate) => return forecast::run(session, &request, simulate),
         Task::Protect(marks) => protect::run(session, &request, marks, &mut output)?,
     }
     output.finish()?;
@@ -206,7 +207,7 @@ impl Run<'_> {
             force: request.force,
             ..Terms::at(session.now, session.zone)
         };
-        let items = match pick {
+        let mut items = match pick {
             Pick::Named(named) => plan::by_name(&candidates, &named.keys().cloned().collect(), &terms),
             Pick::Purge(vm) => plan::purge(&candidates, vm, &terms),
             Pick::Rules => {
@@ -214,6 +215,9 @@ impl Run<'_> {
                 plan::by_policy(&candidates, &terms)
             }
         };
+        if let Some(target) = request.free {
+            space::make_room(session, place, &view, &mut items, target, &terms)?;
+        }
         let purged = |bad: &Unreadable| matches!(pick, Pick::Purge(vm) if bad.may_concern(vm));
         let everyone = matches!(pick, Pick::Rules) && request.guests.takes_all() && request.gone != GoneGuests::Only;
         view.report(session, &place.store, |bad| {
@@ -285,7 +289,7 @@ fn warn(session: &Session, request: &Request, place: &Place, candidates: &[Candi
 }
 
 /// The rules for the guest that `dump` stands for.
-fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -> Keep {
+pub fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -> Keep {
     let mut keep = match &request.rules {
         Some(rules) => rules.clone(),
         None => {

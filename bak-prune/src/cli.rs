@@ -7,15 +7,18 @@ use bak_common::name::{DumpId, GuestName, printable};
 use bak_common::report::Kind;
 use bak_common::select::Selector;
 use bak_common::store::Store;
-use bak_common::units::Span;
+use bak_common::units::{Size, Span};
+use chrono::NaiveDate;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 
 use crate::apply;
+use crate::forecast::Simulate;
 use crate::offsite::OnlySent;
 use crate::plan::SKEW_S;
 use crate::protect::Protect;
 use crate::request::{GoneGuests, MaxRemove, Order, Place, Purge, Request, Task};
+use crate::simulate::Schedule;
 
 const AFTER: &str = "\
 The rules are those of Proxmox's prune-backups, for each guest by itself, on the start of its dumps in local time. They \
@@ -31,7 +34,8 @@ Examples:
   bak-prune -n --explain /srv/dumps --keep-last 3 --keep-daily 7 --keep-weekly 4
   bak-prune --store /srv/dumps --guest 'web*' --keep-within 14d
   bak-prune --store /srv/dumps web@20261120T010002Z
-  bak-prune --store /srv/dumps --protect web@20261120T010002Z
+  bak-prune --store /srv/dumps --protect web@20261119T010002Z
+  bak-prune --simulate 1y --every 1d@02:00 --keep-daily 7 --keep-weekly 4 --keep-monthly 6
   bak-state list --gone --for 90d | bak-prune --expire-gone - -n
 
 Exit status:
@@ -64,6 +68,8 @@ struct Cli {
     #[command(flatten)]
     offsite: Offsite,
     #[command(flatten)]
+    forecast: Forecast,
+    #[command(flatten)]
     guard: Guard,
     #[command(flatten)]
     common: Common,
@@ -78,6 +84,9 @@ struct Orders {
     /// Take the protection away again; may be repeated
     #[arg(long, value_name = "ID", value_parser = dump_id)]
     unprotect: Vec<DumpId>,
+    /// Beyond the rules, remove what they would let go first, until so much is free. The last good dumps stay
+    #[arg(long, value_name = "SIZE")]
+    free: Option<Size>,
     /// Remove all dumps of the guest VM, the last good one too
     #[arg(long, value_name = "VM", value_parser = guest_name)]
     purge: Option<GuestName>,
@@ -88,6 +97,21 @@ struct Orders {
     /// had been dumped every day since. Without a store, --all or a selection, prune only theirs
     #[arg(long, value_name = "-", value_parser = ["-"], allow_hyphen_values = true)]
     expire_gone: Option<String>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Simulation")]
+struct Forecast {
+    /// Remove nothing; play the rules forward for so long and show what would exist: on a terminal a calendar of the last
+    /// day, else a record a day. From the dumps of the stores named, or from none
+    #[arg(long, value_name = "DUR")]
+    simulate: Option<Span>,
+    /// With dumps so often, 1d@02:00 or 6h [default: as the guests were dumped so far, else 1d@02:00]
+    #[arg(long, value_name = "DUR[@TIME]", requires = "simulate")]
+    every: Option<Schedule>,
+    /// Show this day, 2026-12-31
+    #[arg(long, value_name = "DAY", requires = "simulate")]
+    on: Option<NaiveDate>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -105,6 +129,10 @@ struct Offsite {
     /// The outbox of that destination [default: as configured, or <store>/.outbox-<destination>]
     #[arg(long, value_name = "DIR", requires = "only_sent")]
     outbox: Option<PathBuf>,
+}
+
+fn seconds(span: Span) -> i64 {
+    i64::try_from(span.0).unwrap_or(i64::MAX)
 }
 
 fn dump_id(text: &str) -> Result<DumpId> {
@@ -132,7 +160,6 @@ impl Offsite {
         if self.outbox.is_some() && dests.len() > 1 {
             return Err(Kind::Usage.says("--outbox goes with one destination: name it by --only-sent"));
         }
-        let seconds = |span: Span| i64::try_from(span.0).unwrap_or(i64::MAX);
         Ok(Some(OnlySent {
             dests,
             outbox: self.outbox.clone(),
@@ -252,6 +279,7 @@ impl Cli {
         };
         let paths = match operands.stores {
             stores if !stores.is_empty() => stores,
+            _ if matches!(task, Task::Simulate(_)) && self.store.is_none() && guests.is_empty() => Vec::new(),
             _ if self.common.check_config && self.store.is_none() && session.config.store.is_none() => Vec::new(),
             _ => vec![Places { store: self.store.clone(), ..Places::default() }.store(&session.config)?],
         };
@@ -271,9 +299,10 @@ impl Cli {
             guests,
             rules: self.keep.rules(),
             keep_failed: self.keep.failed,
-            skew_s: self.guard.skew.map_or(SKEW_S, |skew| i64::try_from(skew.0).unwrap_or(i64::MAX)),
+            skew_s: self.guard.skew.map_or(SKEW_S, seconds),
             max_remove: self.guard.max_remove,
             force: self.guard.force,
+            free: self.orders.free.map(|size| size.0),
             only_sent: self.offsite.resolve(session)?,
             gone,
         })
@@ -302,8 +331,12 @@ impl Cli {
             };
             tasks.push(Task::Purge(Purge { vm: vm.clone(), confirmed }));
         }
+        if let Some(span) = self.forecast.simulate {
+            let Forecast { every, on, .. } = self.forecast;
+            tasks.push(Task::Simulate(Simulate { span_s: seconds(span), schedule: every, on }));
+        }
         if tasks.len() > 1 {
-            return Err(Kind::Usage.says("ids to remove, --protect, --unprotect and --purge are orders of their own"));
+            return Err(Kind::Usage.says("ids to remove, --protect, --purge and --simulate are orders of their own"));
         }
         Ok(tasks.pop().unwrap_or(Task::Rules))
     }
@@ -317,11 +350,20 @@ impl Cli {
             return Err(Kind::Usage.says("name stores as operands or by --store, not both"));
         }
         let by_rules = matches!(task, Task::Rules);
+        let simulated = matches!(task, Task::Simulate(_));
+        let removes = self.offsite.only_sent.is_some()
+            || self.orders.expire_gone.is_some()
+            || self.orders.free.is_some()
+            || self.guard.max_remove.is_some();
+        if simulated && removes {
+            return Err(Kind::Usage.says("--simulate goes with rules, a schedule, stores and a selection of guests"));
+        }
         let ruled = !guests.is_empty()
             || self.keep != KeepArgs::default()
             || self.offsite.only_sent.is_some()
+            || self.orders.free.is_some()
             || self.orders.expire_gone.is_some();
-        if !by_rules && ruled {
+        if !by_rules && !simulated && ruled {
             return Err(
                 Kind::Usage.says("an order says exactly what to do: rules and selection of guests do not apply")
             );

@@ -129,11 +129,13 @@ pub struct Item {
     pub ruling: Ruling,
     /// Its date cannot be right, which somebody should look into.
     pub misdated: bool,
+    /// It is the last good dump of its guest, or its guest has nothing better: no want of space removes it.
+    pub last: bool,
 }
 
 impl Item {
     fn new(at: usize, decision: Decision, why: Vec<String>) -> Self {
-        Self { at, decision, why, ruling: Ruling::Nothing, misdated: false }
+        Self { at, decision, why, ruling: Ruling::Nothing, misdated: false, last: false }
     }
 
     /// Why, for people. What came closest is first.
@@ -287,7 +289,8 @@ impl<'a> Group<'a> {
         let keep = (self.terms.keep)(self.face());
         let gone = (self.terms.is_gone)(&self.all[self.face()]);
         let judged = Judged::of(self, &keep, gone);
-        self.members.iter().map(|at| self.decide(*at, &judged)).collect()
+        let last = |at: usize| self.last.is_none() || (self.is_last(at) && !gone);
+        self.members.iter().map(|at| Item { last: last(*at), ..self.decide(*at, &judged) }).collect()
     }
 
     fn decide(&self, at: usize, judged: &Judged) -> Item {

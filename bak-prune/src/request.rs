@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::forecast::Simulate;
 use crate::offsite::OnlySent;
 use crate::protect::Protect;
 
@@ -28,6 +29,8 @@ pub struct Request {
     pub max_remove: Option<MaxRemove>,
     /// By name, also what is dated wrongly.
     pub force: bool,
+    /// Beyond the rules, remove until so many bytes are free.
+    pub free: Option<u64>,
     pub only_sent: Option<OnlySent>,
     /// Guests that are gone come by standard input: their last dumps may go, too.
     pub gone: GoneGuests,
@@ -52,6 +55,8 @@ pub enum Task {
     Protect(Protect),
     /// Remove all dumps of this guest.
     Purge(Purge),
+    /// Remove nothing, but show what would be removed in time to come.
+    Simulate(Simulate),
 }
 
 #[derive(Debug)]
