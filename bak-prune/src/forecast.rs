@@ -98,8 +98,7 @@ fn show(
     let Some(Day { day, exists }) = shown else { return Ok(()) };
     let most = days.iter().map(|day| day.exists.len()).max().unwrap_or(0);
     writer.line(&calendar(exists, session.zone))?;
-    let oldest =
-        exists.first().map_or_else(String::new, |oldest| format!(", the oldest of {}", session.zone.minute(*oldest)));
+    let since = exists.first().map_or_else(String::new, |oldest| format!(" since {}", session.zone.minute(*oldest)));
     let plural = if exists.len() == 1 { "dump" } else { "dumps" };
-    writer.line(&format!("\n{vm} on {day}: {} {plural}{oldest}; at most {most} on any day\n", exists.len()))
+    writer.line(&format!("\n{vm}, {day}: {} {plural}{since}; at most {most} on any day\n", exists.len()))
 }
