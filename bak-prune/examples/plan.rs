@@ -14,6 +14,27 @@ struct Own {
     guest: usize,
 }
 
+impl Own {
+    fn candidate<'a>(&'a self, vms: &'a [GuestName]) -> Candidate<'a> {
+        let vm = &vms[self.guest];
+        Candidate {
+            id: &self.id,
+            vm,
+            kind: "qemu",
+            uid: None,
+            started: self.started,
+            finished: self.started,
+            expires: None,
+            // Each guest has a directory of its own.
+            place: vm.as_str(),
+            fault: None,
+            gone: false,
+            protected: false,
+            written: Some(self.started),
+        }
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1).map(|arg| arg.parse::<i64>());
     let mut next = || args.next().unwrap_or(Ok(1));
@@ -27,21 +48,7 @@ fn main() -> anyhow::Result<()> {
         Ok(Own { id: DumpId::of(&vms[guest], started), started, guest })
     };
     let own = (0..records).map(own).collect::<anyhow::Result<Vec<Own>>>()?;
-    let candidate = |own: &Own| Candidate {
-        id: &own.id,
-        vm: &vms[own.guest],
-        kind: "qemu",
-        uid: None,
-        started: own.started,
-        finished: own.started,
-        expires: None,
-        place: vms[own.guest].as_str(),
-        fault: None,
-        gone: false,
-        protected: false,
-        written: Some(own.started),
-    };
-    let all: Vec<Candidate> = own.iter().map(candidate).collect();
+    let all: Vec<Candidate> = own.iter().map(|own| own.candidate(&vms)).collect();
     let keep = Keep {
         last: Some(3),
         hourly: Some(24),

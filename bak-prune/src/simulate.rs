@@ -59,7 +59,7 @@ impl Schedule {
         }
         let first = zone.local(from).date();
         let wall = |day: u64| zone.moment(first.checked_add_days(Days::new(day))?.and_time(self.at));
-        let times: VecDeque<Time> = if self.every_s % DAY_S == 0 {
+        let times: VecDeque<Time> = if self.every_s.is_multiple_of(DAY_S) {
             // Whole days are counted on the wall clock, through summer time.
             let days = (0..=span / DAY_S + 1).step_by(usize::try_from(self.every_s / DAY_S).unwrap_or(usize::MAX));
             days.filter_map(wall).collect()

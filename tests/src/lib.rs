@@ -163,7 +163,7 @@ pub fn compact(time: &str) -> String {
 fn system_time(time: &str) -> std::time::SystemTime {
     let part = |from: usize, to: usize| time[from..to].parse::<u64>().unwrap();
     let (year, month, day) = (part(0, 4), part(5, 7), part(8, 10));
-    let leap = |year: u64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
     let days = [31, if leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let days: u64 = (1970..year).map(|year| if leap(year) { 366 } else { 365 }).sum::<u64>()
         + days.iter().take(month as usize - 1).sum::<u64>()
