@@ -288,17 +288,19 @@ impl<'a> Group<'a> {
     fn by_policy(&self) -> Vec<Item> {
         let keep = (self.terms.keep)(self.face());
         let gone = (self.terms.is_gone)(&self.all[self.face()]);
-        let judged = Judged::of(self, &keep, gone);
+        let mut judged = Judged::of(self, &keep, gone);
         let last = |at: usize| self.last.is_none() || (self.is_last(at) && !gone);
-        self.members.iter().map(|at| Item { last: last(*at), ..self.decide(*at, &judged) }).collect()
+        let rulings = std::mem::take(&mut judged.rulings);
+        let members = self.members.iter().zip(rulings);
+        members.map(|(at, ruling)| Item { last: last(*at), ..self.decide(*at, ruling, &judged) }).collect()
     }
 
-    fn decide(&self, at: usize, judged: &Judged) -> Item {
+    fn decide(&self, at: usize, ruling: Option<Item>, judged: &Judged) -> Item {
         if let Some(item) = self.block(at) {
             return item;
         }
         let candidate = &self.all[at];
-        let mut item = self.wanted(at, judged);
+        let mut item = self.wanted(at, ruling, judged);
         if item.decision == Decision::Remove
             && candidate.fault.is_none()
             && let Some(why) = (self.terms.unsent)(at)
@@ -324,7 +326,7 @@ impl<'a> Group<'a> {
     }
 
     /// What would become of a dump if it were not for what is spared.
-    fn wanted(&self, at: usize, judged: &Judged) -> Item {
+    fn wanted(&self, at: usize, ruling: Option<Item>, judged: &Judged) -> Item {
         let candidate = &self.all[at];
         let says = |decision, text: String| Item::new(at, decision, vec![text]);
         if candidate.gone {
@@ -341,15 +343,15 @@ impl<'a> Group<'a> {
             let (decision, text) = judged.look(self, at, fault);
             return says(decision, text);
         }
-        judged.rulings.get(&at).cloned().unwrap_or_else(|| Item::new(at, Decision::Keep, Vec::new()))
+        ruling.unwrap_or_else(|| Item::new(at, Decision::Keep, Vec::new()))
     }
 }
 
 /// What the rules say of one guest's dumps.
 struct Judged {
     gone: bool,
-    /// Those that count, and their copies.
-    rulings: HashMap<usize, Item>,
+    /// One for each member of the guest; for those that count, and their copies.
+    rulings: Vec<Option<Item>>,
     /// The dump before which the guest's history has ended, so that no dump that is not good is worth a look.
     floor: Option<usize>,
     /// How many dumps that are not good are kept, and those that are, newest first.
@@ -358,16 +360,21 @@ struct Judged {
 
 impl Judged {
     fn of(group: &Group, keep: &Keep, gone: bool) -> Self {
-        let counted = Self::counted(group);
+        let places = Self::counted(group);
+        let counted: Vec<usize> = places.iter().map(|place| group.members[*place]).collect();
         let moments: Vec<Moment> = counted.iter().map(|at| group.terms.moment(group.all[*at].started)).collect();
         let items = match gone {
             true => Self::gone(group, &counted, moments, keep),
             false => Self::plain(&counted, policy::judge(&moments, keep, group.terms.now)),
         };
-        let mut rulings: HashMap<usize, Item> = items.into_iter().map(|item| (item.at, item)).collect();
+        let mut rulings: Vec<Option<Item>> = vec![None; group.members.len()];
+        for (place, item) in places.into_iter().zip(items) {
+            rulings[place] = Some(item);
+        }
         Self::copies(group, &counted, &mut rulings);
-        let kept = |at: &&usize| rulings.get(at).is_some_and(|item| item.decision == Decision::Keep);
-        let floor = if policy::removes(keep) { group.members.iter().find(kept).copied().or(group.last) } else { None };
+        let kept = |item: &&Item| item.decision == Decision::Keep;
+        let first = || rulings.iter().flatten().find(kept).map(|item| item.at);
+        let floor = if policy::removes(keep) { first().or(group.last) } else { None };
         let failed = keep.failed.filter(|_| keep.all != Some(true)).map(|number| {
             let failed = |at: &usize| group.all[*at].fault.is_some() && !group.all[*at].gone;
             (number, group.members.iter().rev().copied().filter(failed).collect())
@@ -375,16 +382,16 @@ impl Judged {
         Self { gone, rulings, floor, failed }
     }
 
-    /// The dumps that count, each once, newest first.
+    /// The dumps that count, each once, newest first, by their places among the members.
     fn counted(group: &Group) -> Vec<usize> {
-        let all = group.all;
-        let counts = |at: &usize| {
-            let candidate = &all[*at];
-            let decided = candidate.protected || candidate.expires.is_some() || group.misdated(*at).is_some();
-            candidate.fault.is_none() && !decided
+        let (all, members) = (group.all, &group.members);
+        let counts = |place: &usize| {
+            let candidate = &all[members[*place]];
+            let decided = || candidate.protected || candidate.expires.is_some();
+            candidate.fault.is_none() && !decided() && group.misdated(members[*place]).is_none()
         };
-        let mut counted: Vec<usize> = group.members.iter().copied().filter(counts).collect();
-        counted.dedup_by_key(|at| all[*at].id);
+        let mut counted: Vec<usize> = (0..members.len()).filter(counts).collect();
+        counted.dedup_by_key(|place| all[members[*place]].id);
         counted.reverse();
         counted
     }
@@ -422,21 +429,22 @@ impl Judged {
     }
 
     /// What is decided about a dump holds for its copies in other directories of the store.
-    fn copies(group: &Group, counted: &[usize], rulings: &mut HashMap<usize, Item>) {
+    fn copies(group: &Group, counted: &[usize], rulings: &mut [Option<Item>]) {
         if group.members.len() == counted.len() {
             return;
         }
-        let by_id: HashMap<&DumpId, usize> = counted.iter().map(|at| (group.all[*at].id, *at)).collect();
-        for at in &group.members {
+        let id = |item: &Item| (group.all[item.at].id, item.clone());
+        let by_id: HashMap<&DumpId, Item> = rulings.iter().flatten().map(id).collect();
+        for (at, ruling) in group.members.iter().zip(rulings) {
             let candidate = &group.all[*at];
-            let of = by_id.get(candidate.id).copied().filter(|of| of != at && candidate.fault.is_none());
-            if let Some(item) = of.and_then(|of| rulings.get(&of)) {
-                let place = group.all[item.at].place;
-                let place = if place.is_empty() { "the top" } else { place };
-                let mut copy = Item { at: *at, ..item.clone() };
-                copy.why.insert(0, format!("a copy of the one in {place}"));
-                rulings.insert(*at, copy);
-            }
+            let Some(item) = by_id.get(candidate.id).filter(|_| ruling.is_none() && candidate.fault.is_none()) else {
+                continue;
+            };
+            let place = group.all[item.at].place;
+            let place = if place.is_empty() { "the top" } else { place };
+            let mut copy = Item { at: *at, ..item.clone() };
+            copy.why.insert(0, format!("a copy of the one in {place}"));
+            *ruling = Some(copy);
         }
     }
 

@@ -210,6 +210,39 @@ pub fn judge(dumps: &[Moment], keep: &Keep, now: Time) -> Vec<Verdict> {
     walk.verdicts()
 }
 
+/// Which dump holds each period.
+#[derive(Default)]
+struct Holders {
+    by_period: HashMap<Period, usize>,
+    /// The earliest on the wall clock, and its period.
+    earliest: Option<(NaiveDateTime, Period)>,
+}
+
+impl Holders {
+    /// The first to hold a period keeps it.
+    fn add(&mut self, rule: Rule, at: usize, moment: &Moment) {
+        let period = rule.period(moment);
+        self.by_period.entry(period).or_insert(at);
+        if self.earliest.is_none_or(|(earliest, _)| moment.local < earliest) {
+            self.earliest = Some((moment.local, period));
+        }
+    }
+
+    /// Who holds this period. Most dumps are older than all holders, and then only the earliest can hold theirs, as periods
+    /// follow each other on the wall clock.
+    fn of(&self, local: NaiveDateTime, period: &Period) -> Option<usize> {
+        let (earliest, held) = self.earliest?;
+        if local < earliest && *period != held {
+            return None;
+        }
+        self.by_period.get(period).copied()
+    }
+
+    fn count(&self) -> usize {
+        self.by_period.len()
+    }
+}
+
 /// How far the rules have come.
 struct Walk<'a> {
     dumps: &'a [Moment],
@@ -247,30 +280,30 @@ impl<'a> Walk<'a> {
 
     fn keep_periods(&mut self, rule: Rule, number: u64) {
         // Whoever holds a period already, by an earlier rule; and by this one.
-        let mut already = HashMap::new();
+        let mut already = Holders::default();
         for at in self.order.iter().copied().filter(|at| self.kept[*at].is_some()) {
-            already.entry(rule.period(&self.dumps[at])).or_insert(at);
+            already.add(rule, at, &self.dumps[at]);
         }
-        let mut new = HashMap::new();
+        let mut new = Holders::default();
         let mut oldest = None;
         let mut ended = false;
         // Said only where the rule has kept its number, which no dumps in memory are too many for.
         let of = u32::try_from(number).unwrap_or(u32::MAX);
         for at in self.open() {
-            let period = rule.period(&self.dumps[at]);
-            if let Some(by) = already.get(&period) {
-                self.miss(at, Miss::Held { rule, by: *by });
-            } else if let Some(by) = new.get(&period) {
-                self.miss(at, Miss::Held { rule, by: *by });
+            let (local, period) = (self.dumps[at].local, rule.period(&self.dumps[at]));
+            if let Some(by) = already.of(local, &period) {
+                self.miss(at, Miss::Held { rule, by });
+            } else if let Some(by) = new.of(local, &period) {
+                self.miss(at, Miss::Held { rule, by });
                 // Beyond its end the walk decides nothing any more; it only says why.
                 self.removed[at] |= !ended;
-            } else if let Some(oldest) = oldest.filter(|_| new.len() as u64 >= number) {
+            } else if let Some(oldest) = oldest.filter(|_| new.count() as u64 >= number) {
                 self.miss(at, Miss::Used { rule, of, oldest });
                 ended = true;
             } else {
-                new.insert(period, at);
+                new.add(rule, at, &self.dumps[at]);
                 oldest = Some(at);
-                self.kept[at] = Some(Hold::Rule { rule, ordinal: new.len() });
+                self.kept[at] = Some(Hold::Rule { rule, ordinal: new.count() });
             }
         }
     }
