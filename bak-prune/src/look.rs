@@ -22,8 +22,9 @@ impl View {
     pub fn of(store: &Store) -> Self {
         let Listing { dumps, unreadable, links } = store.list();
         let mut view = Self { entries: Vec::new(), looks: Vec::new(), unreadable, links };
-        for entry in dumps {
-            match store.looks(&entry) {
+        let looks = store.looks(&dumps);
+        for (entry, looks) in dumps.into_iter().zip(looks) {
+            match looks {
                 Ok(looks) => {
                     view.entries.push(entry);
                     view.looks.push(looks);

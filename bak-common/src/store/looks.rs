@@ -1,8 +1,8 @@
 //! What looking at a dump's files tells beside whether it is good; and Proxmox's mark of protection beside them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rustix::fs::FileType;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Entry, Locked, Store};
 use crate::calendar::Time;
@@ -29,13 +29,31 @@ pub struct Looks {
 }
 
 impl Store {
-    pub fn looks(&self, entry: &Entry) -> Result<Looks> {
-        let dir = fsio::open_place(self.top(), &entry.place)?;
+    /// Looks at the files of each dump; one result each, in order.
+    pub fn looks(&self, entries: &[Entry]) -> Vec<Result<Looks>> {
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by_key(|at| &entries[*at].place);
+        let mut looks: Vec<Result<Looks>> = entries.iter().map(|_| Ok(Looks::default())).collect();
+        for at in order.chunk_by(|a, b| entries[*a].place == entries[*b].place) {
+            let dir = fsio::open_place(self.top(), &entries[at[0]].place);
+            for at in at {
+                looks[*at] = match &dir {
+                    Ok(dir) => Looks::of(dir.as_fd(), &entries[*at]),
+                    Err(error) => Err(anyhow!("{error:#}")),
+                };
+            }
+        }
+        looks
+    }
+}
+
+impl Looks {
+    fn of(dir: BorrowedFd, entry: &Entry) -> Result<Self> {
         let mut looks = Looks { protected: entry.dump.protected, ..Looks::default() };
         let mut left = 0;
         for file in &entry.dump.files {
-            looks.protected |= fsio::stat(dir.as_fd(), &format!("{}{PROTECTED}", file.name))?.is_some();
-            let Some(stat) = fsio::stat(dir.as_fd(), &file.name)? else { continue };
+            looks.protected |= fsio::stat(dir, &format!("{}{PROTECTED}", file.name))?.is_some();
+            let Some(stat) = fsio::stat(dir, &file.name)? else { continue };
             left += 1;
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 looks.written = looks.written.max(Time::from_unix(stat.st_mtime));
