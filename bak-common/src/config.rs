@@ -63,6 +63,9 @@ pub struct Keep {
     pub within: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub all: Option<bool>,
+    /// How many dumps that are not good are kept for a look; absent: those newer than the oldest that the rules keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<u64>,
 }
 
 /// The image driver: plain disk images of QEMU.

@@ -83,6 +83,12 @@ pub fn stat(dir: BorrowedFd, name: &str) -> Result<Option<Stat>> {
     }
 }
 
+/// Whether `name`, a symbolic link, leads to a directory. Only to tell: nothing is opened through it.
+pub fn leads_to_dir(dir: BorrowedFd, name: &str) -> bool {
+    let stat = rustix::io::retry_on_intr(|| rustix::fs::statat(dir, name, AtFlags::empty()));
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
 /// Tells a file from every other, and from itself once it was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMark {

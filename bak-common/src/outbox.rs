@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use crate::calendar::Time;
 use crate::fsio;
 use crate::name::{GuestName, Stem};
 use crate::record::{Dump, SentNote};
@@ -15,6 +16,7 @@ use crate::store::{BAK, Store, Unreadable};
 const SENT: &str = "sent";
 const GONE: &str = "gone";
 const IDENTITY: &str = "dest";
+const SIGHTED: &str = "sighted";
 const TEMP: &str = ".sent.new";
 const SIDECAR_MAX: u64 = 16 << 20;
 
@@ -32,6 +34,13 @@ pub struct Outbox {
 pub struct Identity {
     pub v: u32,
     pub id: String,
+}
+
+/// When the whole far side was last listed, and everything that counts as sent was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sighted {
+    v: u32,
+    at: Time,
 }
 
 /// The sidecars of what was sent.
@@ -79,6 +88,21 @@ impl Outbox {
     pub fn set_identity(&self, identity: &Identity) -> Result<()> {
         let text = serde_json::to_vec(identity).context("cannot describe the far side")?;
         fsio::write_whole(self.store.make_bak()?.as_fd(), ".dest.new", IDENTITY, &text)
+    }
+
+    /// When all that counts as sent was last seen over there; `None` before that has ever been looked for.
+    pub fn sighted(&self) -> Result<Option<Time>> {
+        let Some(bak) = self.store.bak()? else { return Ok(None) };
+        let Some(text) = fsio::read_file(bak.as_fd(), SIGHTED, 1 << 16)? else { return Ok(None) };
+        let path = self.store.path().join(BAK).join(SIGHTED);
+        let sighted: Sighted =
+            serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Some(sighted.at))
+    }
+
+    pub fn set_sighted(&self, at: Time) -> Result<()> {
+        let text = serde_json::to_vec(&Sighted { v: 1, at }).context("cannot note what was seen over there")?;
+        fsio::write_whole(self.store.make_bak()?.as_fd(), ".sighted.new", SIGHTED, &text)
     }
 
     fn sent_dir(&self) -> Result<Option<OwnedFd>> {

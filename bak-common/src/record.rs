@@ -384,6 +384,8 @@ impl Record {
 pub struct Head {
     v: Option<u32>,
     pub vm: GuestName,
+    pub uid: Option<String>,
+    pub kind: Option<String>,
     #[serde(default)]
     pub planned: bool,
 }

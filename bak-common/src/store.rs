@@ -25,10 +25,12 @@ use std::time::Duration;
 mod change;
 mod copy;
 mod link;
+mod looks;
 mod place;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};
+pub use looks::Looks;
 
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock};
@@ -81,6 +83,8 @@ pub struct Listing {
     /// By start time, then id.
     pub dumps: Vec<Entry>,
     pub unreadable: Vec<Unreadable>,
+    /// Symbolic links to directories, by their path below the top: they are not followed.
+    pub links: Vec<String>,
 }
 
 impl Entry {
@@ -224,26 +228,37 @@ impl Store {
     /// Everything that the store holds now. Takes no lock: what is added or removed meanwhile may or may not be seen,
     /// but is never seen in part.
     pub fn list(&self) -> Listing {
-        let mut listing = Listing::default();
-        self.visit(&mut |seen| match seen {
+        let (mut listing, mut links) = (Listing::default(), Vec::new());
+        let mut each = |seen: Result<Entry, Unreadable>| match seen {
             Ok(entry) => listing.dumps.push(entry),
             Err(bad) => listing.unreadable.push(bad),
-        });
+        };
+        self.walk_all(&mut each, &mut |link| links.push(link));
+        listing.links = links;
         listing.sort();
         listing
     }
 
     /// The same, one by one and in any order, for whoever cannot keep it all.
     pub fn visit(&self, each: &mut dyn FnMut(Result<Entry, Unreadable>)) {
+        self.walk_all(each, &mut |_| ());
+    }
+
+    fn walk_all(&self, each: &mut dyn FnMut(Result<Entry, Unreadable>), link: &mut dyn FnMut(String)) {
         match self.top.try_clone() {
-            Ok(top) => self.walk(top, "", 0, each),
+            Ok(top) => self.walk((top, "", 0), each, link),
             Err(error) => {
                 each(Err(Unreadable { place: String::new(), stem: None, error: error.into() }));
             }
         }
     }
 
-    fn walk(&self, dir: OwnedFd, place: &str, depth: usize, each: &mut dyn FnMut(Result<Entry, Unreadable>)) {
+    fn walk(
+        &self,
+        (dir, place, depth): (OwnedFd, &str, usize),
+        each: &mut dyn FnMut(Result<Entry, Unreadable>),
+        link: &mut dyn FnMut(String),
+    ) {
         let mut lost = |error: anyhow::Error| each(Err(Unreadable { place: place.into(), stem: None, error }));
         if depth > DEPTH_MAX {
             return lost(anyhow!("directories are nested too deeply"));
@@ -264,7 +279,7 @@ impl Store {
                 }
             } else if matches!(kind, FileType::Directory | FileType::Unknown) {
                 match fsio::open_dir(dir.as_fd(), &name) {
-                    Ok(sub) => self.walk(sub, &below(), depth + 1, each),
+                    Ok(sub) => self.walk((sub, &below(), depth + 1), each, link),
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                     Err(error) => each(Err(Unreadable {
                         place: below(),
@@ -272,6 +287,8 @@ impl Store {
                         error: anyhow!("cannot open the directory: {error}"),
                     })),
                 }
+            } else if kind == FileType::Symlink && fsio::leads_to_dir(dir.as_fd(), &name) {
+                link(below());
             }
         }
     }
@@ -307,31 +324,6 @@ impl Store {
         let dir = fsio::open_place(self.top(), &entry.place)?;
         let files = entry.dump.files.iter().map(|file| file.name.clone());
         Ok(files.chain(companions(dir.as_fd(), &entry.dump)?).collect())
-    }
-
-    /// Whether nothing but its owner's word may remove the dump: its sidecar says so, or Proxmox's mark lies beside it.
-    pub fn is_protected(&self, entry: &Entry) -> Result<bool> {
-        if entry.dump.protected {
-            return Ok(true);
-        }
-        let dir = fsio::open_place(self.top(), &entry.place)?;
-        for file in &entry.dump.files {
-            if fsio::stat(dir.as_fd(), &format!("{}.protected", file.name))?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether the dump had files and not one of them is there any more.
-    pub fn is_gone(&self, entry: &Entry) -> Result<bool> {
-        let dir = fsio::open_place(self.top(), &entry.place)?;
-        for file in &entry.dump.files {
-            if fsio::stat(dir.as_fd(), &file.name)?.is_some() {
-                return Ok(false);
-            }
-        }
-        Ok(!entry.dump.files.is_empty())
     }
 
     /// Takes the store's lock and recovers; what cannot be recovered goes to `report` and stays for the next time.

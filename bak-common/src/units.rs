@@ -1,7 +1,7 @@
 //! Sizes, rates, durations and limits as people write them.
 //!
 //! `10G` = `10GiB` = 10·1024³ bytes, `10GB` = 10·1000³; rates are bytes a second, or bits with `bit`: `20Mbit`
-//! = 20·1000²/8; durations are sums of `s m h d w`, `7d 36h`.
+//! = 20·1000²/8; durations are sums of `s m h d w y`, `7d 36h`; a year is 365 days.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,7 @@ pub fn duration(text: &str) -> Result<u64> {
                 "h" => 3600.0,
                 "d" => 86_400.0,
                 "w" => 7.0 * 86_400.0,
+                "y" => 365.0 * 86_400.0,
                 _ => bail!(wrong()),
             };
         rest = next.trim_start();
@@ -261,6 +262,7 @@ mod tests {
             ("2w", 1_209_600),
             ("0", 0),
             ("1.5h", 5400),
+            ("1y", 31_536_000),
         ] {
             assert_eq!(duration(text).unwrap(), seconds, "{text}");
         }

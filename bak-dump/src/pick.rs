@@ -133,7 +133,7 @@ mod tests {
             entry("web", "1", "2026-11-20T01:00:00Z", Some("its file is missing")),
             entry("sad", "1", "2026-11-20T01:00:00Z", Some("its result is failed")),
         ];
-        Listing { dumps, unreadable: Vec::new() }
+        Listing { dumps, ..Listing::default() }
     }
 
     #[test]

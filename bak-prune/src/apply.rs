@@ -1,48 +1,24 @@
 //! Carries the plan out. The order matters: under a store's lock it is listed, planned and pruned, so that two prunes at
-//! once each see what the other has left. An order by name locks and plans all stores before it removes anything.
+//! once each see what the other has left. What must be refused as a whole (an order by name, a bound on how many may go)
+//! locks and plans all stores before it removes anything.
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::Session;
 use bak_common::config::Keep;
-use bak_common::jsonl::{Writer, read_all};
+use bak_common::jsonl::{Writer, read_all, read_heads};
 use bak_common::name::{DumpId, GuestName};
-use bak_common::record::{Dump, PruneNote, Record, to_line};
+use bak_common::record::{Dump, Head, Record, to_line};
 use bak_common::report::Kind;
-use bak_common::select::Selector;
-use bak_common::store::{Entry, Listing, Locked, Store, Unreadable};
-use bak_common::table::table;
-use bak_common::units::show_size;
+use bak_common::store::{Entry, Locked, Unreadable};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::plan::{self, Candidate, Decision, Item, SKEW_S, Terms};
-
-/// What a run is asked to do.
-#[derive(Debug)]
-pub struct Request {
-    /// In the order in which they are locked.
-    pub places: Vec<Place>,
-    /// Remove exactly these, rather than what no rule keeps.
-    pub order: Option<Order>,
-    pub guests: Selector,
-    /// The rules of the command line; else the configuration's hold.
-    pub rules: Option<Keep>,
-}
-
-/// A store to prune.
-#[derive(Debug)]
-pub struct Place {
-    pub store: Store,
-    /// The destination whose copy this is.
-    pub dest: Option<String>,
-}
-
-#[derive(Debug)]
-pub struct Order {
-    pub ids: BTreeSet<DumpId>,
-    /// More ids come by standard input.
-    pub stdin: bool,
-}
+use crate::look::View;
+use crate::offsite::{self, OnlySent};
+use crate::output::Output;
+use crate::plan::{self, Candidate, Decision, Item, Terms};
+use crate::request::{GoneGuests, Order, Place, Purge, Request, Task};
+use crate::{forecast, gone, protect, space};
 
 /// The dumps that were named, each with what the pipe adds to its record.
 type Named = BTreeMap<DumpId, Map<String, Value>>;
@@ -50,27 +26,55 @@ type Named = BTreeMap<DumpId, Map<String, Value>>;
 /// One store, locked (but in a dry run), listed and planned.
 struct Job<'a> {
     locked: Option<Locked<'a>>,
-    entries: Vec<Entry>,
+    view: View,
     items: Vec<Item>,
+}
+
+impl Job<'_> {
+    fn count(&self, decision: Decision) -> usize {
+        self.items.iter().filter(|item| item.decision == decision).count()
+    }
+
+    fn id(&self, item: &Item) -> &DumpId {
+        &self.view.entries[item.at].dump.id
+    }
+
+    fn reasons(&self, session: &Session, item: &Item) -> String {
+        item.reasons(&self.view.candidates(), session.zone).join("; ")
+    }
+}
+
+/// What a run works with.
+struct Run<'a> {
+    session: &'a Session,
+    request: &'a Request,
+    /// Guests that are gone.
+    gone: Vec<Head>,
+}
+
+/// Which dumps are decided upon.
+#[derive(Clone, Copy)]
+enum Pick<'a> {
+    Rules,
+    Named(&'a Named),
+    Purge(&'a GuestName),
 }
 
 /// Prunes; the exit status.
 pub fn run(session: &Session, request: Request) -> Result<u8> {
     let mut output = Output::new(session);
+    let gone = match request.gone {
+        GoneGuests::No => Vec::new(),
+        GoneGuests::Too | GoneGuests::Only => read_heads(&session.report, session.dry_run)?,
+    };
+    let run = Run { session, request: &request, gone };
     let mut refused = false;
-    match &request.order {
-        Some(order) => refused = by_name(session, &request, order, &mut output)?,
-        None => {
-            for place in &request.places {
-                match prepare(session, &request, place, None) {
-                    Ok(job) => carry_out(session, job, &Named::new(), &mut output)?,
-                    Err(error) => session.report.fail(&place.store.path().display().to_string(), &error),
-                }
-            }
-            for text in request.guests.unmatched() {
-                session.report.fail(text, &anyhow!("no guest with a dump here is called so"));
-            }
-        }
+    match &request.task {
+        Task::Rules => refused = run.by_rules(&mut output)?,
+        Task::Named(order) => refused = run.by_name(order, &mut output)?,
+        Task::Purge(purge) => refused = run.purge(purge, &mut output)?,
+        Task::Simulate(simulate) => return forecast::run(session, &request, simulate),
+        Task::Protect(marks) => protect::run(session, &request, marks, &mut output)?,
     }
     output.finish()?;
     let status = session.report.finish(|count| match refused {
@@ -80,36 +84,170 @@ pub fn run(session: &Session, request: Request) -> Result<u8> {
     Ok(if refused { Kind::Refused as u8 } else { status })
 }
 
-/// Removes exactly what was named, or nothing if any of it must not be; whether that was so.
-fn by_name(session: &Session, request: &Request, order: &Order, output: &mut Output) -> Result<bool> {
-    let report = &session.report;
-    let named = named(session, order)?;
-    let mut jobs = Vec::new();
-    for place in &request.places {
-        jobs.push(prepare(session, request, place, Some(&named))?);
-    }
-    let items = || jobs.iter().flat_map(|job| &job.items);
-    for id in named.keys().filter(|id| !items().any(|item| item.id == **id)) {
-        report.fail(id.as_str(), &anyhow!("there is no such dump in {}", stores(&request.places)));
-    }
-    for item in items().filter(|item| item.decision == Decision::Blocked) {
-        report.fail(item.id.as_str(), &anyhow!("not removed: {}", item.reasons.join("; ")));
-    }
-    let mut refused = false;
-    for item in items().filter(|item| item.decision == Decision::Spared) {
-        refused = true;
-        report.fail(item.id.as_str(), &Kind::Refused.says(format!("must not be removed: {}", item.reasons.join("; "))));
-    }
-    for mut job in jobs {
-        if refused {
-            job.items.retain(|item| item.decision != Decision::Remove);
+impl Run<'_> {
+    /// Removes what no rule keeps, or nothing if that is more than may go; whether that was so.
+    fn by_rules(&self, output: &mut Output) -> Result<bool> {
+        let mut jobs = Vec::new();
+        for place in &self.request.places {
+            match self.prepare(place, Pick::Rules) {
+                Ok(job) if self.request.max_remove.is_some() => jobs.push(job),
+                Ok(job) => carry_out(self.session, job, &Named::new(), output)?,
+                Err(error) => self.session.report.fail(&place.store.path().display().to_string(), &error),
+            }
         }
-        carry_out(session, job, &named, output)?;
+        let refused = !self.few_enough(&jobs);
+        self.all(jobs, refused, &Named::new(), output)?;
+        for text in self.request.guests.unmatched() {
+            self.session.report.fail(text, &anyhow!("no guest with a dump here is called so"));
+        }
+        Ok(refused)
     }
-    Ok(refused)
+
+    /// Removes exactly what was named, or nothing if any of it must not be; whether that was so.
+    fn by_name(&self, order: &Order, output: &mut Output) -> Result<bool> {
+        let named = named(self.session, order)?;
+        let jobs = self.prepare_all(Pick::Named(&named))?;
+        let found = |id: &DumpId| jobs.iter().any(|job| job.items.iter().any(|item| job.id(item) == id));
+        for id in named.keys().filter(|id| !found(id)) {
+            let text = anyhow!("there is no such dump in {}", stores(&self.request.places));
+            self.session.report.fail(id.as_str(), &text);
+        }
+        let refused = !self.few_enough(&jobs) | self.spared(&jobs);
+        self.all(jobs, refused, &named, output)?;
+        Ok(refused)
+    }
+
+    /// Removes all of a guest's dumps, or nothing if that was not said twice or one is protected; whether that was so.
+    fn purge(&self, purge: &Purge, output: &mut Output) -> Result<bool> {
+        let jobs = self.prepare_all(Pick::Purge(&purge.vm))?;
+        let count: usize = jobs.iter().map(|job| job.items.len()).sum();
+        let vm = purge.vm.as_str();
+        let report = &self.session.report;
+        if count == 0 {
+            report.fail(vm, &anyhow!("there is no dump of it in {}", stores(&self.request.places)));
+        }
+        let unsure = count > 0 && !purge.confirmed && !self.session.dry_run;
+        if unsure {
+            let text =
+                format!("all its {count} dumps would go, the last good one too: add --yes-purge {vm}, or -n to see");
+            report.fail(vm, &Kind::Refused.says(text));
+        }
+        let refused = unsure | !self.few_enough(&jobs) | self.spared(&jobs);
+        self.all(jobs, refused, &Named::new(), output)?;
+        Ok(refused)
+    }
+
+    fn prepare_all(&self, pick: Pick) -> Result<Vec<Job<'_>>> {
+        self.request.places.iter().map(|place| self.prepare(place, pick)).collect()
+    }
+
+    /// Carries out all jobs, without what they would remove if that is refused.
+    fn all(&self, jobs: Vec<Job>, refused: bool, named: &Named, output: &mut Output) -> Result<()> {
+        for mut job in jobs {
+            if refused {
+                job.items.retain(|item| item.decision != Decision::Remove);
+            }
+            carry_out(self.session, job, named, output)?;
+        }
+        Ok(())
+    }
+
+    /// Whether no more would go than `--max-remove` allows. Says so if not.
+    fn few_enough(&self, jobs: &[Job]) -> bool {
+        let going: usize = jobs.iter().map(|job| job.count(Decision::Remove)).sum();
+        let all: usize = jobs.iter().map(|job| job.items.len()).sum();
+        let Some(most) = self.request.max_remove.filter(|most| !most.allows(going, all)) else { return true };
+        let text = format!("{going} of {all} dumps would go, more than {most} (-n without --max-remove shows them)");
+        self.session.report.fail("--max-remove", &Kind::Refused.says(text));
+        false
+    }
+
+    /// Whether an explicit order names what must stay. Says so.
+    fn spared(&self, jobs: &[Job]) -> bool {
+        let report = &self.session.report;
+        let items = || jobs.iter().flat_map(|job| job.items.iter().map(move |item| (job, item)));
+        for (job, item) in items().filter(|(_, item)| item.decision == Decision::Blocked) {
+            report.fail(job.id(item).as_str(), &anyhow!("not removed: {}", job.reasons(self.session, item)));
+        }
+        let mut spared = false;
+        for (job, item) in items().filter(|(_, item)| item.decision == Decision::Spared) {
+            spared = true;
+            let text = format!("must not be removed: {}", job.reasons(self.session, item));
+            report.fail(job.id(item).as_str(), &Kind::Refused.says(text));
+        }
+        spared
+    }
+
+    /// Lists and plans one store, under its lock.
+    fn prepare<'p>(&self, place: &'p Place, pick: Pick) -> Result<Job<'p>> {
+        let Run { session, request, .. } = self;
+        let waits = |wanted: &OnlySent| Ok::<_, anyhow::Error>((wanted.clone(), wanted.sightings(session, place)?));
+        let waits = request.only_sent.as_ref().map(waits).transpose()?;
+        let locked = match session.dry_run {
+            true => None,
+            false => Some(place.store.lock(session.wait, &session.report)?),
+        };
+        let view = View::of(&place.store);
+        let bases = offsite::bases(session, place, &view)?;
+        let dump = |at: usize| &view.entries[at].dump;
+        let unsent = |at: usize| {
+            let (wanted, sightings) = waits.as_ref()?;
+            wanted.wait(sightings, dump(at), &session.config, session.now, request.skew_s)
+        };
+        let is_gone = |dump: &Candidate| self.gone.iter().any(|gone| gone::is(gone, dump.vm, dump.kind, dump.uid));
+        let candidates = view.candidates();
+        let terms = Terms {
+            skew_s: request.skew_s,
+            select: &|at| self.selects(dump(at), is_gone(&candidates[at])),
+            keep: &|at| rules(session, request, place, dump(at)),
+            blocked: &|vm| view.blocked(&place.store, vm),
+            is_gone: &is_gone,
+            unsent: &unsent,
+            basis: &|id| bases.get(id).cloned(),
+            force: request.force,
+            ..Terms::at(session.now, session.zone)
+        };
+        let mut items = match pick {
+            Pick::Named(named) => plan::by_name(&candidates, &named.keys().cloned().collect(), &terms),
+            Pick::Purge(vm) => plan::purge(&candidates, vm, &terms),
+            Pick::Rules => {
+                not_all_gone(&candidates, &terms)?;
+                plan::by_policy(&candidates, &terms)
+            }
+        };
+        if let Some(target) = request.free {
+            space::make_room(session, place, &view, &mut items, target, &terms)?;
+        }
+        let purged = |bad: &Unreadable| matches!(pick, Pick::Purge(vm) if bad.may_concern(vm));
+        let everyone = matches!(pick, Pick::Rules) && request.guests.takes_all() && request.gone != GoneGuests::Only;
+        view.report(session, &place.store, |bad| {
+            everyone || purged(bad) || items.iter().any(|item| bad.may_concern(candidates[item.at].vm))
+        });
+        warn(session, request, place, &candidates, &items);
+        Ok(Job { locked, items, view })
+    }
+
+    fn selects(&self, dump: &Dump, gone: bool) -> bool {
+        match self.request.gone {
+            GoneGuests::Only => gone,
+            GoneGuests::Too | GoneGuests::No => self.request.guests.matches(dump),
+        }
+    }
 }
 
-fn stores(places: &[Place]) -> String {
+/// Refuses to believe that all guests of a store are gone: it is rather who looks after them that is.
+fn not_all_gone(candidates: &[Candidate], terms: &Terms) -> Result<()> {
+    let faces = plan::faces(candidates, terms);
+    let gone = faces.iter().filter(|at| (terms.is_gone)(&candidates[**at])).count();
+    if gone > 1 && gone == faces.len() {
+        return Err(Kind::Refused.says(format!(
+            "all {gone} guests here are said to be gone: does bak-state observe still run? (--purge removes a guest's dumps)"
+        )));
+    }
+    Ok(())
+}
+
+pub fn stores(places: &[Place]) -> String {
     places.iter().map(|place| place.store.path().display().to_string()).collect::<Vec<_>>().join(" or ")
 }
 
@@ -128,99 +266,40 @@ fn named(session: &Session, order: &Order) -> Result<Named> {
     Ok(named)
 }
 
-fn prepare<'a>(session: &Session, request: &Request, place: &'a Place, named: Option<&Named>) -> Result<Job<'a>> {
-    let locked = match session.dry_run {
-        true => None,
-        false => Some(place.store.lock(session.wait, &session.report)?),
-    };
-    let (entries, looks, unreadable) = look(&place.store);
-    let blocked = |vm: &GuestName| {
-        let bad = unreadable.iter().find(|bad| bad.may_concern(vm))?;
-        Some(place.store.path().join(bad.path()).display().to_string())
-    };
-    let terms = Terms {
-        now: session.now,
-        zone: session.zone,
-        skew_s: SKEW_S,
-        select: &|dump| request.guests.matches(dump),
-        keep: &|dump| rules(session, request, place, dump),
-        blocked: &blocked,
-    };
-    let candidates: Vec<Candidate> = entries.iter().zip(&looks).map(|(entry, look)| look.candidate(entry)).collect();
-    let items = match named {
-        Some(named) => plan::by_name(&candidates, &named.keys().cloned().collect(), &terms),
-        None => plan::by_policy(&candidates, &terms),
-    };
-    report_unreadable(session, request, place, &unreadable, &candidates, &items);
-    for item in items.iter().filter(|item| item.future && !session.quiet) {
-        session.report.warn(item.id.as_str(), "it is dated in the future: not counted, and never removed");
+/// Says which dumps have dates that cannot be right.
+fn warn(session: &Session, request: &Request, place: &Place, candidates: &[Candidate], items: &[Item]) {
+    if session.quiet {
+        return;
     }
-    Ok(Job { locked, entries, items })
-}
-
-/// What the rules need to know of a dump's files.
-struct Look {
-    gone: bool,
-    protected: bool,
-}
-
-impl Look {
-    fn of(store: &Store, entry: &Entry) -> Result<Self> {
-        let gone = entry.fault.is_some() && store.is_gone(entry)?;
-        Ok(Self { gone, protected: store.is_protected(entry)? })
+    let latest = session.now.plus(request.skew_s);
+    let dumps = || items.iter().filter(|item| item.misdated).map(|item| &candidates[item.at]);
+    for dump in dumps().filter(|dump| dump.started > latest) {
+        session.report.warn(dump.id.as_str(), "it is dated in the future: not counted; its id with --force removes it");
     }
-
-    fn candidate<'a>(&self, entry: &'a Entry) -> Candidate<'a> {
-        let Entry { dump, place, fault, .. } = entry;
-        Candidate { dump, place, fault: fault.as_deref(), gone: self.gone, protected: self.protected }
+    let odd: Vec<&Candidate> = dumps().filter(|dump| dump.started <= latest).collect();
+    if let Some(first) = odd.first() {
+        let text = format!(
+            "{} dated oddly, as {}: files much newer than their dumps are not counted (were they copied without their \
+             times?); ids with --force remove them",
+            if odd.len() == 1 { "a dump is".to_owned() } else { format!("{} dumps are", odd.len()) },
+            first.id
+        );
+        session.report.warn(&place.store.path().display().to_string(), &text);
     }
 }
 
-/// Lists the store. A dump whose files cannot be looked at is as bad as one whose sidecar cannot be read.
-fn look(store: &Store) -> (Vec<Entry>, Vec<Look>, Vec<Unreadable>) {
-    let Listing { dumps, mut unreadable } = store.list();
-    let (mut entries, mut looks) = (Vec::new(), Vec::new());
-    for entry in dumps {
-        match Look::of(store, &entry) {
-            Ok(look) => {
-                entries.push(entry);
-                looks.push(look);
-            }
-            Err(error) => {
-                unreadable.push(Unreadable { place: entry.place, stem: Some(entry.dump.stem), error });
-            }
+/// The rules for the guest that `dump` stands for.
+pub fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -> Keep {
+    let mut keep = match &request.rules {
+        Some(rules) => rules.clone(),
+        None => {
+            let mut effective = session.config.effective(dump);
+            let remote = place.dest.as_ref().and_then(|dest| effective.keep_at.remove(dest));
+            remote.unwrap_or(effective.keep)
         }
-    }
-    (entries, looks, unreadable)
-}
-
-fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -> Keep {
-    if let Some(rules) = &request.rules {
-        return rules.clone();
-    }
-    let mut effective = session.config.effective(dump);
-    let remote = place.dest.as_ref().and_then(|dest| effective.keep_at.remove(dest));
-    remote.unwrap_or(effective.keep)
-}
-
-/// Reports what could not be read and stands in the way, or may stand in the way of a guest that nobody can name.
-fn report_unreadable(
-    session: &Session,
-    request: &Request,
-    place: &Place,
-    unreadable: &[Unreadable],
-    candidates: &[Candidate],
-    items: &[Item],
-) {
-    for bad in unreadable {
-        let concerns = |item: &Item| bad.may_concern(&candidates[item.at].dump.vm);
-        let whole = bad.stem.is_none();
-        if whole || (request.order.is_none() && request.guests.takes_all()) || items.iter().any(concerns) {
-            let what = if whole { "in this store" } else { "of its guest" };
-            let path = place.store.path().join(bad.path()).display().to_string();
-            session.report.fail(&path, &anyhow!("{:#}; nothing {what} is removed", bad.error));
-        }
-    }
+    };
+    keep.failed = request.keep_failed.or(keep.failed);
+    keep
 }
 
 /// Removes what the plan says, and prints it.
@@ -228,109 +307,48 @@ fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) ->
     let going: Vec<&Item> = job.items.iter().filter(|item| item.decision == Decision::Remove).collect();
     let mut failed = BTreeSet::new();
     if let Some(locked) = &job.locked {
-        let entries: Vec<&Entry> = going.iter().map(|item| &job.entries[item.at]).collect();
+        let entries: Vec<&Entry> = going.iter().map(|item| &job.view.entries[item.at]).collect();
         for (item, result) in going.iter().zip(locked.remove(&entries)) {
             if let Err(error) = result.context("cannot remove the dump") {
                 failed.insert(item.at);
-                session.report.fail(item.id.as_str(), &error);
+                session.report.fail(job.id(item).as_str(), &error);
             }
         }
     }
     // The lock is for moments; whoever reads our output may take longer.
-    let Job { locked, entries, items } = job;
+    let Job { locked, view, items, .. } = job;
     drop(locked);
-    let mut records = Vec::new();
-    for item in items.iter().filter(|item| !failed.contains(&item.at)) {
-        let mut dump = entries[item.at].dump.clone();
-        dump.prune = Some(item.note());
+    let candidates = view.candidates();
+    let done = |item: &&Item| !failed.contains(&item.at) && (item.decision != Decision::Keep || session.explain);
+    let record = |item: &Item| {
+        let mut dump = view.entries[item.at].dump.clone();
+        dump.prune = Some(item.note(&candidates, session.zone));
         dump.planned = session.dry_run;
-        if let Some(extra) = named.get(&item.id) {
+        if let Some(extra) = named.get(&dump.id) {
             dump.extra.extend(extra.clone());
         }
-        if item.decision != Decision::Keep {
-            session.report.decided(&to_line(&Record::Dump(Box::new(dump.clone()))));
-        }
-        if item.decision == Decision::Remove || session.explain {
-            records.push((item.decision, dump));
-        }
+        dump
+    };
+    // All of it goes into the log, also where the reader of our output has gone.
+    for item in items.iter().filter(done).filter(|item| item.decision != Decision::Keep) {
+        session.report.decided(&to_line(&Record::Dump(Box::new(record(item)))));
     }
-    for (decision, dump) in records {
-        output.put(decision, dump)?;
+    for item in items.iter().filter(done).filter(|item| item.decision == Decision::Remove || session.explain) {
+        output.put(item.decision, record(item))?;
     }
     Ok(())
-}
-
-/// Where decisions go: records, a table, or nowhere.
-struct Output<'a> {
-    session: &'a Session,
-    writer: Writer<std::io::Stdout>,
-    rows: Vec<Vec<String>>,
-    removed: (u64, u64),
-}
-
-impl<'a> Output<'a> {
-    fn new(session: &'a Session) -> Self {
-        Self { session, writer: Writer::stdout(), rows: Vec::new(), removed: (0, 0) }
-    }
-
-    fn put(&mut self, decision: Decision, dump: Dump) -> Result<()> {
-        if self.session.quiet {
-            return Ok(());
-        }
-        if !self.session.table {
-            return self.writer.record(&Record::Dump(Box::new(dump)));
-        }
-        if decision == Decision::Remove {
-            self.removed = (self.removed.0 + 1, self.removed.1.saturating_add(dump.bytes));
-        }
-        let note = dump.prune.unwrap_or_else(|| PruneNote { decision: String::new(), reasons: Vec::new() });
-        let name = dump.name.unwrap_or_default();
-        let start = self.session.zone.minute(dump.started);
-        self.rows.push(vec![
-            dump.id.to_string(),
-            name,
-            start,
-            show_size(dump.bytes),
-            note.decision,
-            note.reasons.join("; "),
-        ]);
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<()> {
-        if self.session.quiet || !self.session.table {
-            return Ok(());
-        }
-        if !self.rows.is_empty() {
-            let rows = std::mem::take(&mut self.rows);
-            self.writer.line(&table(&["dump", "name", "start", "size", "decision", "reasons"], &[3], rows))?;
-        }
-        let (count, bytes) = self.removed;
-        let verb = if self.session.dry_run { "would be removed" } else { "removed" };
-        let noun = if count == 1 { "dump" } else { "dumps" };
-        self.writer.line(&format!("{count} {noun}, {}, {verb}", show_size(bytes)))
-    }
 }
 
 /// Prints what the configuration says for each guest that has a dump here.
 pub fn check_config(session: &Session, request: &Request) -> Result<u8> {
     let mut writer = Writer::stdout();
     for place in &request.places {
-        let (entries, looks, unreadable) = look(&place.store);
-        let candidates: Vec<Candidate> = entries.iter().zip(&looks).map(|(e, look)| look.candidate(e)).collect();
-        let terms = Terms {
-            now: session.now,
-            zone: session.zone,
-            skew_s: SKEW_S,
-            select: &|_| true,
-            keep: &|_| Keep::default(),
-            blocked: &|_| None,
-        };
-        for dump in plan::faces(&candidates, &terms) {
-            let effective = session.config.effective(dump);
+        let view = View::of(&place.store);
+        for at in plan::faces(&view.candidates(), &Terms::at(session.now, session.zone)) {
+            let effective = session.config.effective(&view.entries[at].dump);
             writer.line(&serde_json::to_string(&effective).context("cannot describe what holds for a guest")?)?;
         }
-        Listing { dumps: Vec::new(), unreadable }.report(&place.store, &session.report);
+        view.report(session, &place.store, |_| true);
     }
     Ok(session.report.finish(|count| format!("{count} could not be read")))
 }

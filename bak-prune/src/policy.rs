@@ -64,11 +64,10 @@ pub enum Hold {
     /// There is no rule at all.
     NoRule,
     All,
-    /// By this rule, as its `ordinal`th, for this period.
+    /// By this rule, as its `ordinal`th.
     Rule {
         rule: Rule,
         ordinal: usize,
-        period: Period,
     },
 }
 
@@ -76,9 +75,9 @@ pub enum Hold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
     /// Another dump is kept in the same period.
-    Held { rule: Rule, period: Period, by: usize },
+    Held { rule: Rule, by: usize },
     /// The rule had kept its number before it came to this dump.
-    Used { rule: Rule, of: u64, oldest: usize },
+    Used { rule: Rule, of: u32, oldest: usize },
     /// It is older than `within` by so much.
     Older { within_s: u64, by_s: i64 },
 }
@@ -136,23 +135,27 @@ impl fmt::Display for Period {
     }
 }
 
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Hold {
+    /// This for people, about the dump begun at `moment`.
+    pub fn say(&self, moment: &Moment) -> String {
         match self {
-            Self::NoRule => f.write_str("no rule says what to keep: everything is kept"),
-            Self::All => f.write_str("all are kept"),
-            Self::Rule { rule, ordinal, period } => write!(f, "{} #{ordinal}, {period}", rule.name()),
+            Self::NoRule => "no rule says what to keep: everything is kept".to_owned(),
+            Self::All => "all are kept".to_owned(),
+            Self::Rule { rule, ordinal } => format!("{} #{ordinal}, {}", rule.name(), rule.period(moment)),
         }
     }
 }
 
 impl Miss {
-    /// This for people; `id` names the dump at a place of the slice.
-    pub fn say<'a>(&self, dumps: &[Moment], id: impl Fn(usize) -> &'a str) -> String {
+    /// This for people; `dump` tells when the dump at a place of the slice began, and what to call it.
+    pub fn say<'a>(&self, dump: impl Fn(usize) -> (Moment, &'a str)) -> String {
         match self {
-            Self::Held { rule, period, by } => format!("{} {period} is held by {}", rule.name(), id(*by)),
+            Self::Held { rule, by } => {
+                let (moment, id) = dump(*by);
+                format!("{} {} is held by {id}", rule.name(), rule.period(&moment))
+            }
             Self::Used { rule, of, oldest } => {
-                let local = dumps[*oldest].local;
+                let local = dump(*oldest).0.local;
                 let oldest = match rule {
                     Rule::Last | Rule::Within | Rule::Hourly => local.format("%Y-%m-%d %H:%M"),
                     _ => local.format("%Y-%m-%d"),
@@ -163,6 +166,15 @@ impl Miss {
                 let within = show_duration(i64::try_from(*within_s).unwrap_or(i64::MAX));
                 format!("within {within}: too old by {}", show_duration(*by_s))
             }
+        }
+    }
+
+    /// The same with other numbers for the dumps.
+    pub fn renumbered(self, number: impl Fn(usize) -> usize) -> Self {
+        match self {
+            Self::Held { rule, by } => Self::Held { rule, by: number(by) },
+            Self::Used { rule, of, oldest } => Self::Used { rule, of, oldest: number(oldest) },
+            older @ Self::Older { .. } => older,
         }
     }
 
@@ -198,6 +210,39 @@ pub fn judge(dumps: &[Moment], keep: &Keep, now: Time) -> Vec<Verdict> {
     walk.verdicts()
 }
 
+/// Which dump holds each period.
+#[derive(Default)]
+struct Holders {
+    by_period: HashMap<Period, usize>,
+    /// The earliest on the wall clock, and its period.
+    earliest: Option<(NaiveDateTime, Period)>,
+}
+
+impl Holders {
+    /// The first to hold a period keeps it.
+    fn add(&mut self, rule: Rule, at: usize, moment: &Moment) {
+        let period = rule.period(moment);
+        self.by_period.entry(period).or_insert(at);
+        if self.earliest.is_none_or(|(earliest, _)| moment.local < earliest) {
+            self.earliest = Some((moment.local, period));
+        }
+    }
+
+    /// Who holds this period. Most dumps are older than all holders, and then only the earliest can hold theirs, as periods
+    /// follow each other on the wall clock.
+    fn of(&self, local: NaiveDateTime, period: &Period) -> Option<usize> {
+        let (earliest, held) = self.earliest?;
+        if local < earliest && *period != held {
+            return None;
+        }
+        self.by_period.get(period).copied()
+    }
+
+    fn count(&self) -> usize {
+        self.by_period.len()
+    }
+}
+
 /// How far the rules have come.
 struct Walk<'a> {
     dumps: &'a [Moment],
@@ -226,8 +271,7 @@ impl<'a> Walk<'a> {
             let by_s = now.since(self.dumps[at].started).saturating_sub(i64::try_from(seconds).unwrap_or(i64::MAX));
             if by_s < 0 {
                 ordinal += 1;
-                let period = Rule::Within.period(&self.dumps[at]);
-                self.kept[at] = Some(Hold::Rule { rule: Rule::Within, ordinal, period });
+                self.kept[at] = Some(Hold::Rule { rule: Rule::Within, ordinal });
             } else {
                 self.misses[at].push(Miss::Older { within_s: seconds, by_s });
             }
@@ -236,28 +280,30 @@ impl<'a> Walk<'a> {
 
     fn keep_periods(&mut self, rule: Rule, number: u64) {
         // Whoever holds a period already, by an earlier rule; and by this one.
-        let mut already = HashMap::new();
+        let mut already = Holders::default();
         for at in self.order.iter().copied().filter(|at| self.kept[*at].is_some()) {
-            already.entry(rule.period(&self.dumps[at])).or_insert(at);
+            already.add(rule, at, &self.dumps[at]);
         }
-        let mut new = HashMap::new();
+        let mut new = Holders::default();
         let mut oldest = None;
         let mut ended = false;
+        // Said only where the rule has kept its number, which no dumps in memory are too many for.
+        let of = u32::try_from(number).unwrap_or(u32::MAX);
         for at in self.open() {
-            let period = rule.period(&self.dumps[at]);
-            if let Some(by) = already.get(&period) {
-                self.miss(at, Miss::Held { rule, period, by: *by });
-            } else if let Some(by) = new.get(&period) {
-                self.miss(at, Miss::Held { rule, period, by: *by });
+            let (local, period) = (self.dumps[at].local, rule.period(&self.dumps[at]));
+            if let Some(by) = already.of(local, &period) {
+                self.miss(at, Miss::Held { rule, by });
+            } else if let Some(by) = new.of(local, &period) {
+                self.miss(at, Miss::Held { rule, by });
                 // Beyond its end the walk decides nothing any more; it only says why.
                 self.removed[at] |= !ended;
-            } else if let Some(oldest) = oldest.filter(|_| new.len() as u64 >= number) {
-                self.miss(at, Miss::Used { rule, of: number, oldest });
+            } else if let Some(oldest) = oldest.filter(|_| new.count() as u64 >= number) {
+                self.miss(at, Miss::Used { rule, of, oldest });
                 ended = true;
             } else {
-                new.insert(period, at);
+                new.add(rule, at, &self.dumps[at]);
                 oldest = Some(at);
-                self.kept[at] = Some(Hold::Rule { rule, ordinal: new.len(), period });
+                self.kept[at] = Some(Hold::Rule { rule, ordinal: new.count() });
             }
         }
     }
@@ -277,6 +323,7 @@ impl<'a> Walk<'a> {
             Some(hold) => Verdict::Keep(hold),
             None => {
                 misses.sort_by_key(|miss| miss.distance(&dumps[at], dumps));
+                misses.shrink_to_fit();
                 Verdict::Remove(misses)
             }
         };

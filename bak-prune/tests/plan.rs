@@ -5,7 +5,7 @@ use bak_common::config::Keep;
 use bak_common::name::{DumpId, GuestName, Stem};
 use bak_common::record::{Dump, Guest};
 use bak_common::units::Span;
-use bak_prune::plan::{Candidate, Decision, Item, SKEW_S, Terms, by_name, by_policy};
+use bak_prune::plan::{Candidate, Decision, Item, ODD_S, SKEW_S, Terms, by_name, by_policy};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -19,6 +19,7 @@ struct Have {
     fault: Option<String>,
     gone: bool,
     protected: bool,
+    written: Option<Time>,
 }
 
 fn time(text: &str) -> Time {
@@ -29,7 +30,7 @@ fn time(text: &str) -> Time {
 fn have(vm: &str, start: Time) -> Have {
     let guest = Guest::new(GuestName::new(vm).unwrap(), "qemu", "image");
     let dump = Dump::of(&guest, start, Stem::of(&guest.vm, start));
-    Have { dump, place: vm.to_owned(), fault: None, gone: false, protected: false }
+    Have { dump, place: vm.to_owned(), fault: None, gone: false, protected: false, written: Some(start) }
 }
 
 fn day(day: u32) -> Have {
@@ -69,25 +70,34 @@ fn within(seconds: u64) -> Keep {
 fn with_terms<T>(keep: &Keep, block: Option<&str>, run: impl FnOnce(&Terms) -> T) -> T {
     let zone: Zone = "UTC".parse().unwrap();
     run(&Terms {
-        now: time(NOW),
-        zone,
-        skew_s: SKEW_S,
-        select: &|_| true,
         keep: &|_| keep.clone(),
         blocked: &|vm| (block == Some(vm.as_str())).then(|| "a sidecar".to_owned()),
+        ..Terms::at(time(NOW), zone)
     })
 }
 
 fn candidates(have: &[Have]) -> Vec<Candidate<'_>> {
     have.iter()
         .map(|have| Candidate {
-            dump: &have.dump,
+            id: &have.dump.id,
+            vm: &have.dump.vm,
+            kind: &have.dump.kind,
+            uid: have.dump.uid.as_deref(),
+            started: have.dump.started,
+            finished: have.dump.finished,
+            expires: have.dump.expires,
             place: &have.place,
             fault: have.fault.as_deref(),
             gone: have.gone,
             protected: have.protected,
+            written: have.written,
         })
         .collect()
+}
+
+/// An item's reasons, as people read them.
+fn reasons(have: &[Have], items: &[Item], at: usize) -> Vec<String> {
+    items[at].reasons(&candidates(have), "UTC".parse().unwrap())
 }
 
 /// The items by their place among what was given.
@@ -110,13 +120,15 @@ fn marks(items: &[Item]) -> String {
 
 #[test]
 fn the_last_good_dump_stays_whatever_the_rules_say() {
-    let items = plan(&[day(1), day(2)], &within(3600));
+    let all = [day(1), day(2)];
+    let items = plan(&all, &within(3600));
     assert_eq!(marks(&items), "-s");
-    assert_eq!(items[1].reasons, ["it is the last good dump of its guest", "within 60 min: too old by 18.4 d"]);
+    assert_eq!(reasons(&all, &items, 1), ["it is the last good dump of its guest", "within 60 min: too old by 18.4 d"]);
     // Its own `expires` does not matter either, nor newer dumps that are not good.
-    let items = plan(&[day(1), day(2).expires("2026-11-03T00:00:00Z"), day(3).fault("its result is failed")], &last(1));
+    let all = [day(1), day(2).expires("2026-11-03T00:00:00Z"), day(3).fault("its result is failed")];
+    let items = plan(&all, &last(1));
     assert_eq!(marks(&items), "ksk");
-    assert_eq!(items[1].reasons, ["it is the last good dump of its guest", "expired 2026-11-03T00:00:00Z"]);
+    assert_eq!(reasons(&all, &items, 1), ["it is the last good dump of its guest", "expired 2026-11-03T00:00:00Z"]);
 }
 
 #[test]
@@ -133,7 +145,7 @@ fn protected_dumps_neither_count_nor_cover() {
     assert_eq!(marks(&plan(&table, &last(3))), "--skkk");
     let weekly = Keep { weekly: Some(2), ..Keep::default() };
     assert_eq!(marks(&plan(&table, &weekly)), "k-s--k");
-    assert_eq!(plan(&table, &last(3))[2].reasons, ["it is protected"]);
+    assert_eq!(reasons(&table, &plan(&table, &last(3)), 2), ["it is protected"]);
     assert_eq!(
         marks(&plan(&[day(1), day(2), day(3).protected()], &last(1))),
         "-ks",
@@ -147,35 +159,114 @@ fn protected_dumps_neither_count_nor_cover() {
 #[test]
 fn dates_in_the_future_never_let_real_dumps_go() {
     let ahead = |text| have("web", time(text));
-    let items = plan(&[day(18), day(19), ahead("2036-01-01T00:00:00Z"), ahead("2037-01-01T00:00:00Z")], &last(1));
+    let all = [day(18), day(19), ahead("2036-01-01T00:00:00Z"), ahead("2037-01-01T00:00:00Z")];
+    let items = plan(&all, &last(1));
     assert_eq!(marks(&items), "-kss");
-    assert_eq!(items[2].reasons, ["it is dated in the future: not counted"]);
-    assert!(items[2].future && !items[1].future);
+    assert_eq!(reasons(&all, &items, 2), ["it is dated in the future: not counted"]);
+    assert!(items[2].misdated && !items[1].misdated);
     // Clocks differ a little: an hour ahead still counts.
     assert_eq!(marks(&plan(&[day(19), ahead("2026-11-20T13:00:00Z")], &last(1))), "-k");
     assert_eq!(marks(&plan(&[day(19), ahead("2026-11-20T13:00:01Z")], &last(1))), "ks");
 }
 
 #[test]
+fn files_much_newer_than_their_dump_are_no_reason_to_let_it_go() {
+    // Its clock said 2010; when its files were written it had been set right.
+    let mut odd = have("web", time("2010-01-01T00:00:00Z"));
+    odd.written = Some(time("2026-11-20T02:00:00Z"));
+    let all = [odd.clone(), day(18), day(19)];
+    let items = plan(&all, &last(1));
+    assert_eq!(marks(&items), "s-k");
+    assert!(items[0].misdated);
+    assert_eq!(
+        reasons(&all, &items, 0),
+        ["it is dated oddly, its files were written 2026-11-20T02:00:00Z: not counted"]
+    );
+    assert_eq!(marks(&plan(&[odd.clone()], &within(60))), "s");
+    // Up to 30 days later is a slow dump, or a slow copy; and where the files seem to be of the future, our clock is wrong.
+    let written = |after: i64| {
+        let mut have = day(1);
+        have.written = Some(have.dump.finished.plus(after));
+        marks(&plan(&[have, day(19)], &last(1)))
+    };
+    assert_eq!(written(ODD_S), "-k", "in the future of our clock, as it happens");
+    odd.written = Some(odd.dump.finished.plus(ODD_S));
+    assert_eq!(marks(&plan(&[odd.clone(), day(19)], &last(1))), "-k");
+    odd.written = Some(odd.dump.finished.plus(ODD_S + 1));
+    assert_eq!(marks(&plan(&[odd.clone(), day(19)], &last(1))), "sk");
+    odd.written = Some(time("2026-11-20T13:00:01Z"));
+    assert_eq!(marks(&plan(&[odd, day(19)], &last(1))), "-k");
+}
+
+#[test]
+fn an_order_with_force_removes_what_is_dated_wrongly_but_never_the_last_good_dump() {
+    let ahead = || have("web", time("2036-01-01T00:00:00Z"));
+    let mut odd = have("web", time("2010-01-01T00:00:00Z"));
+    odd.written = Some(time(NOW));
+    let order = |have: &[Have], force: bool| {
+        let ids: BTreeSet<DumpId> = have.iter().map(|have| have.dump.id.clone()).collect();
+        with_terms(&last(9), None, |terms| by_name(&candidates(have), &ids, &Terms { force, ..*terms }))
+    };
+    assert_eq!(marks(&order(&[odd.clone(), day(19), ahead()], false)), "sss");
+    assert_eq!(marks(&order(&[odd.clone(), day(19), ahead()], true)), "-s-");
+    assert_eq!(marks(&order(&[odd, ahead()], true)), "-s", "one of them is all that there is");
+    assert_eq!(marks(&order(&[day(19), ahead().protected()], true)), "ss");
+}
+
+#[test]
+fn the_same_dump_in_two_directories_counts_once() {
+    let mut copy = day(18);
+    copy.place = "copies".to_owned();
+    let all = [day(17), day(18), copy.clone(), day(19)];
+    let items = plan(&all, &last(3));
+    assert_eq!(marks(&items), "kkkk", "counted twice, it would have cost the oldest");
+    assert_eq!(reasons(&all, &items, 2), ["last #2, 2026-11-18 01:00"]);
+    assert_eq!(reasons(&all, &items, 1), ["a copy of the one in copies", "last #2, 2026-11-18 01:00"]);
+    assert_eq!(marks(&plan(&all, &last(1))), "---k", "what goes, goes from both");
+    assert_eq!(marks(&plan(&all[..3], &within(60))), "-ss");
+    let all = [day(17), day(18), copy.clone().fault("its result is failed"), day(19)];
+    assert_eq!(marks(&plan(&all, &last(2))), "-kkk", "the copy that is good counts");
+    let all = [day(17), day(18), copy.protected(), day(19)];
+    assert_eq!(marks(&plan(&all, &last(2))), "-ksk");
+}
+
+#[test]
+fn so_many_that_are_not_good_are_kept() {
+    let bad = |n| day(n).fault("its result is failed");
+    let all = [bad(1), day(2), bad(3), day(4), bad(5), day(6), bad(7)];
+    let failed = |failed: u64, keep: Keep| Keep { failed: Some(failed), ..keep };
+    assert_eq!(marks(&plan(&all, &failed(2, last(1)))), "----kkk");
+    assert_eq!(marks(&plan(&all, &failed(0, last(1)))), "-----k-");
+    assert_eq!(marks(&plan(&all, &failed(3, Keep::default()))), "-kkkkkk", "also without any other rule");
+    assert_eq!(marks(&plan(&all, &failed(0, Keep { all: Some(true), ..Keep::default() }))), "kkkkkkk");
+    assert_eq!(marks(&plan(&[bad(1), bad(2)], &failed(0, last(1)))), "kk", "there is nothing better");
+    let items = plan(&all, &failed(1, last(1)));
+    assert_eq!(reasons(&all, &items, 6), ["for a look #1: its result is failed"]);
+    assert_eq!(reasons(&all, &items, 4), ["its result is failed, and 1 newer of that kind are kept for a look"]);
+}
+
+#[test]
 fn expires_alone_decides() {
     let kept = day(1).expires("2026-11-20T12:00:00Z");
     let past = day(20).expires("2026-11-20T11:59:59Z");
-    let items = plan(&[kept, day(18), day(19), past, have("web", time("2026-11-20T02:00:00Z"))], &last(2));
+    let all = [kept, day(18), day(19), past, have("web", time("2026-11-20T02:00:00Z"))];
+    let items = plan(&all, &last(2));
     assert_eq!(marks(&items), "k-k-k", "it counts for nothing, so two others are kept");
-    assert_eq!(items[0].reasons, ["kept until it expires, 2026-11-20T12:00:00Z"]);
-    assert_eq!(items[3].reasons, ["expired 2026-11-20T11:59:59Z"]);
+    assert_eq!(reasons(&all, &items, 0), ["kept until it expires, 2026-11-20T12:00:00Z"]);
+    assert_eq!(reasons(&all, &items, 3), ["expired 2026-11-20T11:59:59Z"]);
 }
 
 #[test]
 fn what_is_not_good_counts_for_nothing() {
     let bad = |n| day(n).fault("its result is failed");
-    let items = plan(&[bad(1), day(2), bad(3), day(4), bad(5), day(6), bad(7)], &last(2));
+    let all = [bad(1), day(2), bad(3), day(4), bad(5), day(6), bad(7)];
+    let items = plan(&all, &last(2));
     assert_eq!(marks(&items), "---kkkk");
     assert_eq!(
-        items[2].reasons,
+        reasons(&all, &items, 2),
         ["its result is failed, and it is older than all that is kept (web@20261104T010000Z)"]
     );
-    assert_eq!(items[4].reasons, ["for a look: its result is failed"]);
+    assert_eq!(reasons(&all, &items, 4), ["for a look: its result is failed"]);
     assert_eq!(marks(&plan(&[bad(1), bad(2)], &last(1))), "kk", "there is nothing better");
     assert_eq!(marks(&plan(&[bad(1), day(2)], &Keep::default())), "kk", "no rule, so everything is kept");
     assert_eq!(marks(&plan(&[bad(1), day(2)], &within(60))), "-s");
@@ -183,10 +274,11 @@ fn what_is_not_good_counts_for_nothing() {
 
 #[test]
 fn a_sidecar_without_files_goes_unless_it_is_protected() {
-    let items = plan(&[day(1), day(2).gone(), day(3).gone().protected()], &Keep::default());
+    let all = [day(1), day(2).gone(), day(3).gone().protected()];
+    let items = plan(&all, &Keep::default());
     assert_eq!(marks(&items), "k-s");
-    assert_eq!(items[0].reasons, ["no rule says what to keep: everything is kept"]);
-    assert_eq!(items[1].reasons, ["its files are gone"]);
+    assert_eq!(reasons(&all, &items, 0), ["no rule says what to keep: everything is kept"]);
+    assert_eq!(reasons(&all, &items, 1), ["its files are gone"]);
     let kept = day(2).gone().expires("2030-01-01T00:00:00Z");
     assert_eq!(marks(&plan(&[day(1), kept], &last(1))), "k-", "there is nothing to keep until then");
 }
@@ -197,7 +289,8 @@ fn blocked_guests_keep_everything_and_others_do_not_care() {
     let mut items = with_terms(&last(1), Some("web"), |terms| by_policy(&candidates(&all), terms));
     items.sort_by_key(|item| item.at);
     assert_eq!(marks(&items), "bb-k");
-    assert_eq!(items[0].note().decision, "spared");
+    let note = items[0].note(&candidates(&all), "UTC".parse().unwrap());
+    assert_eq!(note.decision, "spared");
 }
 
 #[test]
@@ -230,7 +323,7 @@ fn a_guest_is_what_its_last_good_dump_says() {
     let all = [old, new];
     let on = |node: &str| {
         with_terms(&last(1), None, |terms| {
-            let select = |dump: &Dump| dump.node.as_deref() == Some(node);
+            let select = |at: usize| all[at].dump.node.as_deref() == Some(node);
             by_policy(&candidates(&all), &Terms { select: &select, ..*terms }).len()
         })
     };
@@ -281,8 +374,9 @@ fn any_store() -> impl Strategy<Value = Vec<Have>> {
 
 /// What is decided about each dump, by its place in the store.
 fn decided(all: &[Have], keep: &Keep) -> Vec<(String, Decision, Vec<String>)> {
-    let mut decided: Vec<_> =
-        plan(all, keep).into_iter().map(|item| (all[item.at].place.clone(), item.decision, item.reasons)).collect();
+    let items = plan(all, keep);
+    let say = |(n, item): (usize, &Item)| (all[item.at].place.clone(), item.decision, reasons(all, &items, n));
+    let mut decided: Vec<_> = items.iter().enumerate().map(say).collect();
     decided.sort_by(|a, b| a.0.cmp(&b.0));
     decided
 }

@@ -54,11 +54,11 @@ fn marks(zone_name: &str, starts: &[&str], rules: &str) -> String {
 /// The reasons of one dump, as people read them; dumps are called by their place.
 fn reasons(zone_name: &str, starts: &[&str], rules: &str, at: usize) -> String {
     let names: Vec<String> = (0..starts.len()).map(|n| format!("#{n}")).collect();
+    let dumps = moments(zone(zone_name), starts);
     match &judged(zone_name, starts, rules)[at] {
-        Verdict::Keep(hold) => hold.to_string(),
+        Verdict::Keep(hold) => hold.say(&dumps[at]),
         Verdict::Remove(misses) => {
-            let dumps = moments(zone(zone_name), starts);
-            misses.iter().map(|miss| miss.say(&dumps, |n| &names[n])).collect::<Vec<_>>().join("; ")
+            misses.iter().map(|miss| miss.say(|n| (dumps[n], names[n].as_str()))).collect::<Vec<_>>().join("; ")
         }
     }
 }
@@ -120,6 +120,49 @@ fn each_rule_alone_and_in_pairs() {
     ] {
         assert_eq!(marks("UTC", &days, rules), expected, "{rules}");
     }
+}
+
+#[test]
+fn pairs_of_rules_over_years() {
+    // By year, month and ISO week: 2024-12 W01 of 2025; 2025-12 W52; 2026-01 W05; 2026-02 W05 twice; 2026-02 W06.
+    let years = [
+        "2024-12-30T01:00:00Z",
+        "2025-12-28T01:00:00Z",
+        "2026-01-31T01:00:00Z",
+        "2026-02-01T01:00:00Z",
+        "2026-02-01T13:00:00Z",
+        "2026-02-02T01:00:00Z",
+    ];
+    for (rules, expected) in [
+        ("last=1 hourly=1", "----kk"),
+        ("last=3 weekly=1", "-k-kkk"),
+        ("last=2 monthly=1", "--k-kk"),
+        ("last=1 yearly=1", "-k---k"),
+        ("hourly=1 weekly=3", "kk--kk"),
+        ("hourly=2 monthly=2", "-kk-kk"),
+        ("hourly=1 yearly=1", "-k---k"),
+        ("daily=2 weekly=1", "-k--kk"),
+        ("daily=1 monthly=1", "--k--k"),
+        ("daily=1 yearly=2", "kk---k"),
+        ("weekly=2 monthly=1", "-k--kk"),
+        ("weekly=1 yearly=3", "kk---k"),
+        ("monthly=2 yearly=1", "-kk--k"),
+    ] {
+        assert_eq!(marks("UTC", &years, rules), expected, "{rules}");
+    }
+}
+
+#[test]
+fn zones_that_changed() {
+    // Samoa left out 2011-12-30: half past eleven on the 29th, and an hour later half past midnight on the 31st.
+    let apia = ["2011-12-30T09:30:00Z", "2011-12-30T10:30:00Z"];
+    assert_eq!(marks("Pacific/Apia", &apia, "daily=9"), "kk");
+    assert_eq!(reasons("Pacific/Apia", &apia, "daily=9", 0), "daily #2, 2011-12-29");
+    assert_eq!(reasons("Pacific/Apia", &apia, "daily=9", 1), "daily #1, 2011-12-31");
+    // Moscow went from +4 to +3 for good in the night to 2014-10-26: half past one came twice.
+    let moscow = ["2014-10-25T21:30:00Z", "2014-10-25T22:30:00Z", "2014-10-25T23:30:00Z"];
+    assert_eq!(marks("Europe/Moscow", &moscow, "hourly=9"), "-kk");
+    assert_eq!(reasons("Europe/Moscow", &moscow, "hourly=9", 1), "hourly #2, 2014-10-26 01h");
 }
 
 #[test]
@@ -267,6 +310,7 @@ fn rules() -> impl Strategy<Value = Keep> {
             yearly,
             within,
             all,
+            failed: None,
         },
     )
 }

@@ -142,7 +142,7 @@ pub fn run(
     })?;
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
-    let begun = Instant::now();
+    let (begun, looked_at) = (Instant::now(), session.clock());
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let far = Far::open(url, &options.ssh, scratch.path())?;
     let looked = identity::check(&far, &expected).and_then(|()| far.whole(&shown));
@@ -155,7 +155,9 @@ pub fn run(
         let node = session.config.node();
         compare(&Sides { history: &history, local: &local, files: &files, there: &there, node: &node })
             .into_iter()
-            .try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))
+            .try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
+        // What bak-prune --only-sent relies on: all that counts as sent now was there when the listing began.
+        if session.dry_run || !there.unreadable.is_empty() { Ok(()) } else { outbox.set_sighted(looked_at) }
     });
     let id = format!("{}/reconcile", uuid::Uuid::new_v4());
     ledger.append(&Line::Attempt(attempt(session, dest, &id, None, far.take_wire(), begun, "done")))?;

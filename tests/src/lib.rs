@@ -163,8 +163,21 @@ pub fn compact(time: &str) -> String {
     time.replace(['-', ':'], "")
 }
 
-/// Puts a good dump of one file into a store (or an off-site copy) as the design says it lies there, in `<vm>/`, with
-/// the fields of `more` laid over its sidecar. Returns its id. Its content depends on its id alone.
+/// `2026-11-20T01:00:02Z` as the kernel has it.
+fn system_time(time: &str) -> std::time::SystemTime {
+    let part = |from: usize, to: usize| time[from..to].parse::<u64>().unwrap();
+    let (year, month, day) = (part(0, 4), part(5, 7), part(8, 10));
+    let leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    let days = [31, if leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let days: u64 = (1970..year).map(|year| if leap(year) { 366 } else { 365 }).sum::<u64>()
+        + days.iter().take(month as usize - 1).sum::<u64>()
+        + (day - 1);
+    let seconds = ((days * 24 + part(11, 13)) * 60 + part(14, 16)) * 60 + part(17, 19);
+    std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}
+
+/// Puts a good dump of one file into a store (or an off-site copy) as the design says it lies there, in `<vm>/`, its file
+/// written when the dump began, with the fields of `more` laid over its sidecar. Returns its id. Its content depends on its id alone.
 pub fn put_dump(store: &Path, vm: &str, started: &str, bytes: usize, more: Value) -> String {
     let stem = format!("{vm}-{}", compact(started));
     let dir = store.join(vm);
@@ -173,6 +186,7 @@ pub fn put_dump(store: &Path, vm: &str, started: &str, bytes: usize, more: Value
     let content = noise(seed, bytes);
     let file = format!("{stem}.raw");
     fs::write(dir.join(&file), &content).unwrap();
+    fs::File::options().append(true).open(dir.join(&file)).unwrap().set_modified(system_time(started)).unwrap();
     let id = format!("{vm}@{}", compact(started));
     let mut record = json!({"v": 1, "type": "dump", "id": id, "vm": vm, "kind": "qemu", "driver": "image", "node": "test",
         "started": started, "finished": started, "stem": stem, "bytes": bytes,

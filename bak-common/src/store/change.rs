@@ -109,8 +109,17 @@ impl Locked<'_> {
         let mut results: Vec<Result<()>> = entries.iter().map(|_| Ok(())).collect();
         for (place, dumps) in places {
             let mut dropped = Vec::new();
+            // Opened once for all dumps of the place.
+            let (from, drop) = match self.open_to_drop(place) {
+                Ok(Some(both)) => both,
+                Ok(None) => continue,
+                Err(error) => {
+                    dumps.iter().for_each(|(at, _)| results[*at] = Err(anyhow!("{error:#}")));
+                    continue;
+                }
+            };
             for (at, stem) in dumps {
-                match self.drop_sidecar(place, stem) {
+                match drop_sidecar(from.as_fd(), drop.as_fd(), stem) {
                     Ok(()) => dropped.push((at, stem)),
                     Err(error) => results[at] = Err(error),
                 }
@@ -123,16 +132,11 @@ impl Locked<'_> {
         results
     }
 
-    /// The decision to remove a dump; not flushed yet.
-    fn drop_sidecar(&self, place: &str, stem: &Stem) -> Result<()> {
-        let Some(from) = self.open(place)? else { return Ok(()) };
-        let name = stem.sidecar();
-        if fsio::stat(from.as_fd(), &name)?.is_none() {
-            return Ok(());
-        }
+    /// Opens a directory of the store and where its dropped sidecars go; `None` if it is not there.
+    fn open_to_drop(&self, place: &str) -> Result<Option<(OwnedFd, OwnedFd)>> {
+        let Some(from) = self.open(place)? else { return Ok(None) };
         let drop = fsio::make_place(fsio::make_dir(self.bak.as_fd(), DROP)?.as_fd(), place)?;
-        fsio::move_file(from.as_fd(), drop.as_fd(), &name)?;
-        fsio::unlink(from.as_fd(), &name)
+        Ok(Some((from, drop)))
     }
 
     /// Opens a directory of the store; `None` if it is not there.
@@ -283,6 +287,16 @@ impl Locked<'_> {
             place.context("a finished dump does not say where it goes; move its files to their place by hand")?;
         finish_add(self.store.top(), base, dir.as_fd(), &stem, &place)
     }
+}
+
+/// The decision to remove a dump; not flushed yet.
+fn drop_sidecar(from: BorrowedFd, drop: BorrowedFd, stem: &Stem) -> Result<()> {
+    let name = stem.sidecar();
+    if fsio::stat(from, &name)?.is_none() {
+        return Ok(());
+    }
+    fsio::move_file(from, drop, &name)?;
+    fsio::unlink(from, &name)
 }
 
 /// Removes the files of a dropped sidecar's dump.
