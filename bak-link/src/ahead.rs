@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::apply::spent;
 use crate::cost;
 use crate::facts::{Judge, Sources, gather, pasts};
-use crate::forecast::{Begun, Carried, Facts, Forecast, Guest, Known, Options, forecast};
+use crate::forecast::{Begun, Carried, Facts, Forecast, Guest, Known, Options, Outlook, forecast};
 use crate::list::List;
 use crate::plan;
 
@@ -71,6 +71,14 @@ struct Told<'a> {
     dest: &'a Destination,
     subjects: Vec<Subject>,
     forecast: Forecast,
+}
+
+impl Told<'_> {
+    /// The guests that have anything to do with this destination.
+    fn concerned(&self) -> impl Iterator<Item = &Outlook> {
+        let each = self.subjects.iter().zip(&self.forecast.guests);
+        each.filter(|(subject, _)| subject.concerned).map(|(_, outlook)| outlook)
+    }
 }
 
 pub fn run(ahead: &Ahead, rules: &Rules, session: &Session, store: &Store, dests: &[Destination]) -> Result<u8> {

@@ -136,7 +136,7 @@ pub fn pass(
     let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
     apart(dest, &url, &outbox)?;
     let expected = outbox.identity()?.ok_or_else(|| {
-        Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
+        Kind::Refused.says(format!("the far side of {} has no identity yet: run this once with --init", dest.name))
     })?;
     if session.dry_run {
         let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);

@@ -61,7 +61,7 @@ pub struct Cli {
     #[arg(long, conflicts_with = "init")]
     reconcile: bool,
     /// Bytes a second, 5M or 20Mbit; by the hour, '08:00,512K 19:00,off'; by the day, 'mon-fri 08:00,1M sat-sun 00:00,off'.
-    /// off is no limit, 0 is to wait
+    /// off is no limit, 0 is to wait. Each holds until the next one, across midnight and the week's end, too
     #[arg(long, value_name = "RATE|TIMETABLE")]
     bwlimit: Option<String>,
     #[command(flatten)]

@@ -138,7 +138,7 @@ pub fn run(
     let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
     apart(dest, &url, &outbox)?;
     let expected = outbox.identity()?.ok_or_else(|| {
-        Kind::Refused.says(format!("the far side has no identity yet: run bak-sync --init {} once", dest.name))
+        Kind::Refused.says(format!("the far side of {} has no identity yet: run this once with --init", dest.name))
     })?;
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;

@@ -181,7 +181,7 @@ fn guest<'a>(subject: &'a Subject, outlook: &'a Outlook) -> GuestLine<'a> {
 }
 
 fn summary<'a>(told: &'a Told, forecast: &'a Forecast) -> Summary<'a> {
-    let sum = |count: fn(&Outlook) -> u64| forecast.guests.iter().map(count).sum();
+    let sum = |count: fn(&Outlook) -> u64| told.concerned().map(count).sum();
     Summary {
         from: forecast.from,
         until: forecast.until,

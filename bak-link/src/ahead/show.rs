@@ -140,7 +140,7 @@ fn remarks(subject: &Subject, outlook: &Outlook) -> Vec<String> {
 /// What it comes to.
 fn verdicts(session: &Session, told: &Told) -> Vec<String> {
     let forecast = &told.forecast;
-    let sum = |count: fn(&Outlook) -> u64| forecast.guests.iter().map(count).sum::<u64>();
+    let sum = |count: fn(&Outlook) -> u64| told.concerned().map(count).sum::<u64>();
     let mut text = vec![format!(
         "{} dumps: {} go, {} are superseded by newer ones, {} wait at the end.",
         sum(|one| one.made),

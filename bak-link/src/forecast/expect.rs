@@ -95,6 +95,27 @@ pub fn wire(guest: &Guest, bytes: u64, cost: u64) -> u64 {
     middle(recent().map(|sent| sent.wire as f64).collect()).map_or(cost, |wire| wire as u64)
 }
 
+/// The time between two dumps that went as changes, in seconds, the middle one of the last few; none where they go whole.
+/// What goes after a longer time takes more in proportion, as much as has changed meanwhile.
+pub fn pace(guest: &Guest) -> Option<i64> {
+    let mut sent: Vec<_> = guest.wire.iter().filter(|sent| sent.bytes > 0).collect();
+    sent.sort_by_key(|sent| std::cmp::Reverse(sent.started));
+    sent.truncate(RECENT + 1);
+    let mut shares: Vec<f64> = sent.iter().take(RECENT).map(|sent| sent.wire as f64 / sent.bytes as f64).collect();
+    shares.sort_by(f64::total_cmp);
+    let mut gaps: Vec<i64> = sent.windows(2).map(|pair| pair[0].started.since(pair[1].started).max(1)).collect();
+    gaps.sort_unstable();
+    gaps.get(gaps.len() / 2).copied().filter(|_| shares[shares.len() / 2] < WHOLE)
+}
+
+/// What a dump takes that begins at `started`, where one after `pace` seconds takes `wire`, and the last one that was
+/// sent began at `last`.
+pub fn after(wire: u64, bytes: u64, pace: Option<i64>, started: Time, last: Option<Time>) -> u64 {
+    let (Some(pace), Some(last)) = (pace, last) else { return wire };
+    let longer = started.since(last) as f64 / pace as f64;
+    if longer <= 1.0 { wire } else { ((wire as f64 * longer) as u64).min(bytes.max(wire)) }
+}
+
 /// How the sizes of a guest's dumps go on.
 struct Sizes {
     newest: Time,
@@ -165,4 +186,24 @@ fn growth(dumps: &[&Known]) -> f64 {
     }
     slopes.sort_by(f64::total_cmp);
     slopes.get(slopes.len() / 2).copied().unwrap_or(0.0).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Carried, samples};
+    use super::*;
+
+    #[test]
+    fn what_goes_after_a_longer_time_takes_more() {
+        let mut guest = samples::nightly("a", 1000);
+        assert_eq!(pace(&guest), None, "nothing was counted");
+        let sent = |day, wire| Carried { started: samples::at(day, 2), bytes: 1000, wire };
+        // The first in full, then changes, one of them after two days.
+        guest.wire = vec![sent(10, 1000), sent(11, 40), sent(12, 50), sent(14, 60), sent(15, 50)];
+        assert_eq!(pace(&guest), Some(DAY_S));
+        let after = |days: i64| after(50, 1000, pace(&guest), samples::at(15 + days, 2), Some(samples::at(15, 2)));
+        assert_eq!([after(1), after(3), after(30)], [50, 150, 1000]);
+        guest.wire.iter_mut().for_each(|sent| sent.wire = 990);
+        assert_eq!(pace(&guest), None, "they go whole");
+    }
 }

@@ -197,7 +197,8 @@ impl<'a> Scene<'a> {
         // As bak-sync will read it in the outbox.
         let note = item.note(now);
         let cost = item.cost.unwrap_or(dump.cost);
-        let wire = self.stage.guests[at].wires.get(&dump.started).copied().unwrap_or(cost);
+        let last = guest.sent.iter().map(|sent| sent.started).max();
+        let wire = self.stage.guests[at].wire(dump, last, cost);
         // What it replaces, where the planner lets it.
         let before = self.ways.len();
         self.ways.retain(|way| way.guest != at || way.id == item.id);

@@ -88,7 +88,9 @@ fn literally(facts: &Facts, options: &Options) -> Vec<(DumpId, Time)> {
             let at = world.guests.iter().position(of).unwrap();
             let (started, cost) = (item.id.as_str().rsplit_once('@').unwrap().1, item.cost.unwrap());
             let started = Time::from_compact(started).unwrap();
-            let wire = stage.guests[at].wires[&started];
+            let dump = world.guests[at].local.iter().find(|dump| dump.id == item.id).unwrap();
+            let last = world.guests[at].sent.iter().map(|sent| sent.started).max();
+            let wire = stage.guests[at].wire(dump, last, cost);
             let note = item.note(now);
             let (id, linked, rank, bytes) = (item.id.clone(), note.at, note.rank.unwrap(), cost);
             // What it replaces.

@@ -5,7 +5,7 @@ use bak_common::units::{Limit, Period};
 use std::collections::BTreeMap;
 
 use super::carry::Way;
-use super::expect::{Coming, Expected, expect, wire};
+use super::expect::{Coming, Expected, after, expect, pace, wire};
 use super::play::Count;
 use super::rhythm::{every, rhythm};
 use super::shelf::Shelf;
@@ -24,6 +24,14 @@ const RECOVERY_S: i64 = 28 * DAY_S;
 /// How much of what counts a first look of that search takes in, at least.
 const GLANCE_S: i64 = 60 * DAY_S;
 
+impl Guest {
+    /// What a dump takes on the wire if it goes after the one that began at `last`; `cost` where nothing else is known.
+    pub fn wire(&self, dump: &plan::Local, last: Option<Time>, cost: u64) -> u64 {
+        let wire = self.wires.get(&dump.started).copied().unwrap_or(cost);
+        after(wire, dump.size, self.pace, dump.started, last)
+    }
+}
+
 /// One guest as a play begins.
 pub struct Guest {
     pub start: plan::Guest,
@@ -33,6 +41,8 @@ pub struct Guest {
     pub past: Option<(Past, String)>,
     /// Of each dump that may go, by start: what it will take on the wire.
     pub wires: BTreeMap<Time, u64>,
+    /// Where they go as changes: after how many seconds they take that.
+    pub pace: Option<i64>,
     pub rhythm: String,
     pub stopped: Option<String>,
     pub target_s: u64,
@@ -93,13 +103,15 @@ impl Stage {
 
     /// More than all that can be charged or carried, in all passes together.
     pub fn everything(&self) -> u64 {
-        let coming = self.guests.iter().flat_map(|guest| &guest.coming).map(|dump| dump.cost.max(dump.wire));
+        let coming = self.guests.iter().flat_map(|guest| &guest.coming);
+        let coming = coming.map(|dump| dump.cost.max(dump.wire).max(dump.bytes));
+        let local = self.guests.iter().flat_map(|guest| &guest.start.local).map(|dump| dump.size);
         let there = self.guests.iter().flat_map(|guest| guest.wires.values()).copied();
         let costs = self.guests.iter().map(|guest| guest.costs.0);
         let pending = self.ways.iter().map(|way| way.cost.max(way.wire));
         let counted = self.traffic.iter().map(|(_, bytes)| *bytes);
         let overhead = self.overhead.saturating_mul(self.passes.len() as u64 + 1);
-        let all = coming.chain(there).chain(costs).chain(pending).chain(counted);
+        let all = coming.chain(local).chain(there).chain(costs).chain(pending).chain(counted);
         all.fold(overhead, u64::saturating_add)
     }
 
@@ -164,6 +176,7 @@ fn stage(guest: &super::Guest, options: &Options, until: Time) -> Guest {
     let costs: Vec<u64> = unsent.into_iter().chain(expected.coming.iter().map(|dump| dump.cost)).collect();
     Guest {
         past: guest.past.clone(),
+        pace: pace(guest),
         wires,
         count,
         costs: (costs.first().copied().unwrap_or(0), costs.iter().min().copied().unwrap_or(0)),
@@ -181,7 +194,8 @@ fn ways(at: usize, guest: &super::Guest, now: Time) -> Vec<Way> {
     let sound = guest.plan.pending.iter().filter(|dump| dump.fault.is_none());
     let way = |dump: &plan::Pending| {
         let begun = guest.begun.get(&dump.id);
-        let wire = wire(guest, dump.size, dump.expected);
+        let last = guest.plan.sent.iter().map(|sent| sent.started).filter(|last| *last < dump.started).max();
+        let wire = after(wire(guest, dump.size, dump.expected), dump.size, pace(guest), dump.started, last);
         Way {
             guest: at,
             id: dump.id.clone(),
