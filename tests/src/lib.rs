@@ -112,6 +112,8 @@ impl Kit {
         let mut command = Command::new(program);
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", bin_dir().display()));
+        // What a pseudo terminal is taken for, and what runs in it, must not depend on who tests.
+        command.env("TERM", "xterm").env("SHELL", "/bin/sh");
         command.env("TZ", "UTC").env("BAK_ALLOW_NOW", "1").current_dir(self.dir.path());
         command
     }
