@@ -26,6 +26,8 @@ mod plot;
 mod show;
 
 const DAY_S: u64 = 86_400;
+/// More would take minutes.
+const PASSES_MAX: u64 = 10_000;
 /// Beyond this a forecast says nothing that a shorter one doesn't.
 const LONGEST_S: u64 = 3660 * DAY_S;
 /// How stale a guest may be of which nobody said it.
@@ -108,6 +110,9 @@ impl Ahead {
             return Err(Kind::Usage.says("--passes: at least 60s"));
         }
         let horizon = self.forecast.unwrap_or_default().0;
+        if self.passes.is_some_and(|span| horizon / span.0 > PASSES_MAX) {
+            return Err(Kind::Usage.says(format!("--forecast and --passes: that is more than {PASSES_MAX} passes")));
+        }
         match i64::try_from(horizon) {
             Ok(seconds) if (1..=LONGEST_S).contains(&horizon) => Ok(seconds),
             _ => Err(Kind::Usage.says("--forecast: from 1s to 3660d")),

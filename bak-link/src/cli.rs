@@ -12,6 +12,7 @@ use bak_common::store::Store;
 use clap::{Parser, ValueEnum};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::ahead::{self, Ahead};
@@ -105,11 +106,20 @@ impl From<Cost> for Judge {
     }
 }
 
+const LIST_MAX: u64 = 16 << 20;
+
 /// Reads the list of guests.
 fn list(path: &Path) -> Result<List> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Kind::Usage.says(format!("cannot read the list {}: {error}", path.display())))?;
-    List::parse(&path.display().to_string(), &text)
+    let wrong =
+        |why: &dyn std::fmt::Display| Kind::Usage.says(format!("cannot read the list {}: {why}", path.display()));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| wrong(&error))?;
+    file.take(LIST_MAX + 1).read_to_string(&mut text).map_err(|error| wrong(&error))?;
+    if text.len() as u64 > LIST_MAX {
+        return Err(wrong(&"it is longer than 16 MiB"));
+    }
+    // Some editors begin every file with a mark of its encoding.
+    List::parse(&path.display().to_string(), text.trim_start_matches('\u{feff}'))
 }
 
 /// Which dumps the user wants: what `--only` names, and within that what the filters leave.

@@ -271,6 +271,7 @@ fn usage() {
         (&["--forecast", "0s"], "from 1s to 3660d"),
         (&["--forecast", "3661d"], "from 1s to 3660d"),
         (&["--forecast", "3d", "--passes", "1s"], "at least 60s"),
+        (&["--forecast", "30d", "--passes", "60s"], "more than 10000 passes"),
         (&["--target", "3d"], "--forecast"),
         (&["--forecast", "3d", "--only", "web"], "cannot be used with"),
         (&["--forecast", "3d", "--force"], "cannot be used with"),

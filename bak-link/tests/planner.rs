@@ -159,7 +159,7 @@ fn the_old_list_says_who_is_synced() {
     }
     let config = kit.write("bak.toml", "[[dest]]\nname = \"box\"\n[[guest]]\nmatch = [\"web\"]\nsync = []\n");
     let config = ["--config", config.to_str().unwrap()];
-    kit.write("vms", "# who goes\n\nweb sync\ndb nosync\n");
+    kit.write("vms", "\u{feff}# who goes\n\nweb sync\ndb nosync\n");
     let ran = kit.link(&[&config[..], &["-n", "--explain", "--list", "vms"]].concat()).clean();
     let decision = |vm: &str| note(&ran, "box", vm, 19)["decision"].as_str().unwrap().to_owned();
     assert_eq!(["web", "db", "mail"].map(decision), ["linked", "not synced", "not synced"]);

@@ -157,10 +157,7 @@ pub fn pass(
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
     let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
-    if !options.bwlimit.is_free() {
-        let (table, zone, clock) = (options.bwlimit.clone(), session.zone, session.clock_of_its_own());
-        far.keep_pace(move || table.at(zone.local(clock())), options.bwlimit.ever_waits());
-    }
+    keep_pace(session, options, &mut far);
     far.limit(budget.left());
     let opened = look(&outbox, &far, &expected, &waiting);
     // What the look cost is noted whether or not it went well.
@@ -178,6 +175,14 @@ pub fn pass(
         Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
     let tally = pass.all(waiting, done)?;
     pass.finish(begun, tally)
+}
+
+/// Has all that goes over there keep to the timetable.
+pub fn keep_pace(session: &Session, options: &Options, far: &mut Far) {
+    if !options.bwlimit.is_free() {
+        let (table, zone, clock) = (options.bwlimit.clone(), session.zone, session.clock_of_its_own());
+        far.keep_pace(move || table.at(zone.local(clock())), options.bwlimit.ever_waits());
+    }
 }
 
 /// The limits of a destination, and what the ledger has counted of them.

@@ -151,7 +151,7 @@ impl Pass<'_> {
         self.far.limit(self.budget.left());
         let Some(journey) = self.journey(dump, share) else { return Ok(Fate::Waits) };
         let begun = Instant::now();
-        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0) + 1))?.is_none() {
+        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0).saturating_add(1)))?.is_none() {
             return Ok(Fate::Gone);
         }
         self.budget.begin();

@@ -20,8 +20,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::time::Instant;
 
-use crate::apply::{Options, Scratch, apart, attempt, lock, url};
+use crate::apply::{Options, Scratch, apart, attempt, caps, keep_pace, lock, url};
 use crate::identity;
+use crate::share::Budget;
 
 /// What was found of one dump.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,8 +145,11 @@ pub fn run(
     let scratch = Scratch::new(&outbox, &lock)?;
     let (begun, looked_at) = (Instant::now(), session.clock());
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
-    let far = Far::open(url, &options.ssh, scratch.path())?;
+    let mut far = Far::open(url, &options.ssh, scratch.path())?;
+    keep_pace(session, options, &mut far);
+    far.limit(Budget::new(&caps(session, dest, &outbox)?, false).left());
     let looked = identity::check(&far, &expected).and_then(|()| far.whole(&shown));
+    let looked = looked.context("nothing was changed");
     let outcome = looked.and_then(|(files, there)| {
         for bad in &there.unreadable {
             session.report.fail(&bad.path(), &anyhow!("over there: {:#}", bad.error));

@@ -130,3 +130,25 @@ fn what_is_not_certain_changes_nothing() {
     let ran = place.sync(["--reconcile"]).expect(1);
     assert_eq!(ran.column("id"), [web]);
 }
+
+#[test]
+fn a_look_at_all_of_it_keeps_to_the_limit() {
+    let place = Place::new(true);
+    place.wait_there("web", DAY1, 50_000, json!({}));
+    place.sync([]).clean();
+    fs::remove_dir_all(place.far().join("web")).unwrap();
+    fs::create_dir(place.far().join("junk")).unwrap();
+    for at in 0..5000 {
+        fs::write(place.far().join(format!("junk/{at:0100}")), "").unwrap();
+    }
+    let before = place.counted();
+    let ran = place
+        .sync(["--reconcile", "--limit", "16K"])
+        .expect(1)
+        .says("nothing was changed")
+        .says("the limit is reached");
+    assert_eq!((ran.out.as_str(), sent(&place).len()), ("", 1));
+    let used = place.counted() - before;
+    assert!(used <= (16 << 10) + (64 << 10), "{used}");
+    assert_eq!(decisions(&place.sync(["--reconcile", "--limit", "none"]).clean()).len(), 1);
+}

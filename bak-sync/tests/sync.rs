@@ -377,6 +377,16 @@ fn a_timetables_next_rate_takes_effect_in_a_running_transfer() {
 }
 
 #[test]
+fn a_count_of_tries_that_cannot_be_right_stops_nobody() {
+    let place = Place::new(false);
+    let ids = [
+        place.wait_there("a", DAY1, 10, json!({"tries": u64::MAX})),
+        place.wait_there("b", DAY1, 10, json!({"rank": 2})),
+    ];
+    assert_eq!(place.sync([]).clean().column("id"), ids);
+}
+
+#[test]
 fn a_basis_of_the_same_size_and_time_is_only_a_basis() {
     let place = Place::new(true);
     for day in [DAY1, DAY2] {

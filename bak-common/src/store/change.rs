@@ -233,7 +233,9 @@ impl Locked<'_> {
                 false => self.recover_work(base.as_fd(), &name),
             };
             if let Err(error) = recovered {
-                report.fail(&self.store.path.join(BAK).join(WORK).join(&name).display().to_string(), &error);
+                let what = "cannot finish what was begun there (if its files are gone for good, remove that directory)";
+                let path = self.store.path.join(BAK).join(WORK).join(&name).display().to_string();
+                report.fail(&path, &error.context(what));
             }
         }
         Ok(())
