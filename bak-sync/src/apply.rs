@@ -10,7 +10,7 @@ use bak_common::far::{Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
-use bak_common::outbox::{self, Outbox};
+use bak_common::outbox::{self, Identity, Outbox};
 use bak_common::period::{self, Cap};
 use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
@@ -95,6 +95,17 @@ pub fn url(dest: &Destination) -> Result<Url> {
     })?)
 }
 
+/// A destination that --init was run on: where it is, its outbox, and what it must say that it is.
+pub fn known(dest: &Destination) -> Result<(Url, Outbox, Identity)> {
+    let url = url(dest)?;
+    let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
+    apart(dest, &url, &outbox)?;
+    let expected = outbox.identity()?.ok_or_else(|| {
+        Kind::Refused.says(format!("the far side of {} has no identity yet: run this once with --init", dest.name))
+    })?;
+    Ok((url, outbox, expected))
+}
+
 /// What a running pass works with.
 pub struct Pass<'a> {
     pub session: &'a Session,
@@ -132,12 +143,7 @@ pub fn pass(
     options: &Options,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    let url = url(dest)?;
-    let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
-    apart(dest, &url, &outbox)?;
-    let expected = outbox.identity()?.ok_or_else(|| {
-        Kind::Refused.says(format!("the far side of {} has no identity yet: run this once with --init", dest.name))
-    })?;
+    let (url, outbox, expected) = known(dest)?;
     if session.dry_run {
         let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
         let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
@@ -295,7 +301,7 @@ fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
 type Looked = (Vec<Dump>, Vec<FarFile>, String);
 
 /// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
-fn look(outbox: &Outbox, far: &Far, expected: &bak_common::outbox::Identity, waiting: &[Entry]) -> Result<Looked> {
+fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();

@@ -13,14 +13,13 @@ use bak_common::ledger::{self, Line};
 use bak_common::name::is_component;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, GuestKey, Record, SentNote, to_line};
-use bak_common::report::Kind;
 use bak_common::store::{Listing, Store};
 use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::time::Instant;
 
-use crate::apply::{Options, Scratch, apart, attempt, caps, keep_pace, lock, url};
+use crate::apply::{Options, Scratch, attempt, caps, keep_pace, known, lock};
 use crate::identity;
 use crate::share::Budget;
 
@@ -134,13 +133,8 @@ pub fn run(
     options: &Options,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    let url = url(dest)?;
+    let (url, outbox, expected) = known(dest)?;
     let shown = dest.url.clone().unwrap_or_default();
-    let outbox = Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())?;
-    apart(dest, &url, &outbox)?;
-    let expected = outbox.identity()?.ok_or_else(|| {
-        Kind::Refused.says(format!("the far side of {} has no identity yet: run this once with --init", dest.name))
-    })?;
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
     let (begun, looked_at) = (Instant::now(), session.clock());
