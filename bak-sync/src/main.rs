@@ -6,11 +6,11 @@ mod cli;
 mod identity;
 mod plan;
 mod progress;
-mod queue;
 mod reconcile;
 mod share;
 mod slices;
 mod timetable;
+mod turns;
 mod way;
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,5 @@
-//! The queue of a pass: who is next, with how much of the budget, and what became of it.
+//! The turns of a pass: who is next, with how much of the budget, and what became of it. Who gets how much is decided in
+//! [`crate::share`].
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::ledger::{self, Attempt, Ledger, Line};
