@@ -1,11 +1,20 @@
 //! What is particular to a far side that an rsync daemon serves: its password, and what it says when it refuses.
 
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::{Access, Daemon, Url};
 use crate::report::Kind;
+
+impl Daemon {
+    /// A directory of the module, as rsync wants it. The host is for the meter alone.
+    pub(super) fn place(&self, below: &str) -> OsString {
+        let user = self.user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+        format!("{user}daemon::{}/{below}", self.module).into()
+    }
+}
 
 /// Refuses a password file that rsync would not take, or that stands where there is nobody to give it to.
 pub fn check(url: &Url, access: &Access) -> Result<()> {

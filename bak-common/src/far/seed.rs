@@ -97,12 +97,21 @@ impl Far {
     /// Removes these files below the directory `below` over there, as far as they are still just as said. rsync takes a
     /// file of the same size and time here for a copy of the one over there, and then removes that one on request: only
     /// these very names, and no directory is ever swept.
+    ///
+    /// The names are always given from the top: a daemon of rsync 3.5.0 that is asked for a directory below its module
+    /// reads the right files, but removes those of the same names below the module itself.
     pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
-        let stub = self.stub(files, None)?;
+        let (top, mut prefix) = self.top();
+        if !below.is_empty() {
+            prefix = format!("{prefix}{}/", below.trim_end_matches('/'));
+        }
+        let from_top = |file: &FarFile| FarFile { name: format!("{prefix}{}", file.name), ..file.clone() };
+        let files: Vec<FarFile> = files.iter().map(from_top).collect();
+        let stub = self.stub(&files, None)?;
         let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
         let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
-        let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
-        self.rsync(&options, &names, [self.place(below), stub.into_os_string()], bounds, &mut |_| Ok(()))
+        let names: Vec<String> = files.into_iter().map(|file| file.name).collect();
+        self.rsync(&options, &names, [top, stub.into_os_string()], bounds, &mut |_| Ok(()))
     }
 
     /// A directory with an empty sparse file of the name, size and time of each of `files`; the first also as `link`.
