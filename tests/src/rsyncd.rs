@@ -64,6 +64,14 @@ impl Rsyncd {
         fs::set_permissions(dir.join("secrets"), fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// Changes its configuration, which it reads anew for each connection.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let path = self.dir.join("conf");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        fs::write(path, text.replacen(from, to, 1)).unwrap();
+    }
+
     pub fn url(&self) -> String {
         format!("rsync://127.0.0.1:{}/bak", self.port)
     }

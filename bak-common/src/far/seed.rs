@@ -98,8 +98,8 @@ impl Far {
     /// file of the same size and time here for a copy of the one over there, and then removes that one on request: only
     /// these very names, and no directory is ever swept.
     ///
-    /// The names are always given from the top: a daemon of rsync 3.5.0 that is asked for a directory below its module
-    /// reads the right files, but removes those of the same names below the module itself.
+    /// The names are given from the top: a daemon of rsync 3.5.0 that is asked for names in a directory below its module
+    /// looks at the right files, but removes those of the same names in the module itself.
     pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
         let (top, mut prefix) = self.top();
         if !below.is_empty() {
