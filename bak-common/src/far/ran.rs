@@ -106,7 +106,8 @@ impl Ran {
     /// Whether the directory that a daemon or rrsync serves is not there.
     pub(super) fn no_directory(&self) -> bool {
         let said = &self.finished.stderr;
-        !self.finished.status.success() && (said.contains(daemon::NO_DIRECTORY) || said.contains(rrsync::NO_DIRECTORY))
+        !self.finished.status.success()
+            && (said.contains(daemon::NO_DIRECTORY) || rrsync::NO_DIRECTORY.iter().any(|text| said.contains(text)))
     }
 
     /// An error if the limit ended it, which is a [`LimitReached`].
