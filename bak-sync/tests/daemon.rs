@@ -275,6 +275,25 @@ fn what_is_there_is_listed_and_reconciled() {
     assert_eq!(place.sync([]).clean().column("id"), [web]);
 }
 
+#[test]
+fn a_line_that_drops_is_tried_again_and_what_has_arrived_counts() {
+    let (place, relay, url) = relayed("");
+    let web = place.wait_with("web", DAY1, &noise(1, 8 << 20), json!({}));
+    let mut command = place.kit.command(bak_tests::bin("bak-sync"));
+    command.args(["--outbox", "outbox", "--dest", &format!("box={url}"), "--bwlimit", "4M"]);
+    let pass = std::thread::spawn(move || finish(command, ""));
+    let begun = Instant::now();
+    while relay.seen() < 4 << 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing crosses");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    relay.cut();
+    let ran = pass.join().unwrap().clean();
+    assert_eq!((ran.column("id"), ran.records()[0]["sent"]["box"]["passes"].as_u64()), (vec![web], Some(1)));
+    assert!(relay.seen() < 10 << 20, "{}: what had arrived was sent again", relay.seen());
+    assert_eq!(check_store(&place.far()).whole.len(), 1);
+}
+
 /// The processes whose command line has `word` in it.
 fn with_word(word: &str) -> Vec<String> {
     let mut found = Vec::new();
