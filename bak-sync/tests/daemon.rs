@@ -324,9 +324,10 @@ fn whether_asked_to_stop_or_killed_nothing_of_it_lives_on_and_the_next_pass_goes
         kill.clean();
         pass.wait().unwrap();
         let begun = Instant::now();
-        // The meter is told its host and port.
-        while !with_word(&format!("--bak-meter-daemon {}", place.kit.path("").display())).is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(5), "{signal}: a meter lives on");
+        let here = place.kit.path("").display().to_string();
+        let ours = [format!("--bak-meter-daemon {here}"), format!("--files-from={here}")];
+        while ours.iter().any(|word| !with_word(word).is_empty()) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{signal}: rsync or the meter lives on");
             std::thread::sleep(Duration::from_millis(20));
         }
         let before = relay.seen();

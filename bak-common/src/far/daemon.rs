@@ -45,7 +45,7 @@ pub fn check(url: &Url, access: &Access) -> Result<()> {
 
 /// What a daemon means by a line of what rsync has said, and the line, if it is one that the next try would meet, too.
 pub fn words(said: &str) -> Option<(&'static str, &str)> {
-    const TABLE: [(&str, &str); 13] = [
+    const TABLE: [(&str, &str); 12] = [
         ("@ERROR: auth failed", "the daemon does not let us in: are the user and the password_file right?"),
         ("@ERROR: Unknown module", "the daemon has no such module"),
         ("@ERROR: access denied", "the daemon takes no connections from here"),
@@ -58,7 +58,6 @@ pub fn words(said: &str) -> Option<(&'static str, &str)> {
         ("Your options have been rejected by the server", "the module's filters exclude a hidden name that is needed"),
         ("ERROR: daemon refused to receive", "the module's filters exclude a file"),
         ("ERROR: daemon has excluded", "the module's filters exclude a directory"),
-        ("cannot connect to ", "the daemon could not be reached"),
     ];
     TABLE.iter().find_map(|(text, meaning)| {
         let line = said.lines().find(|line| line.contains(text) && !busy(line))?;
@@ -74,6 +73,13 @@ const REFUSES: &str = "The server is configured to refuse ";
 pub fn refuses(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once(REFUSES)?;
     rest.split_whitespace().next()
+}
+
+/// What the meter says if it could not reach the daemon.
+pub fn unreachable(said: &str) -> Option<&str> {
+    let line =
+        said.lines().find(|line| line.contains("cannot connect to ") || line.contains("cannot find the host "))?;
+    line.find("cannot ").map(|at| &line[at..])
 }
 
 /// Whether as many are served as may be, just now.

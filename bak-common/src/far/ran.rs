@@ -57,13 +57,16 @@ fn full(said: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether ssh's words say that it will not be let in next time either.
+/// Whether these words of ssh's or a daemon's say that we will not be let in next time either.
 pub fn refused(said: &str) -> bool {
     [
         "Permission denied",
         "Host key verification failed",
         "IDENTIFICATION HAS CHANGED",
         "Too many authentication failures",
+        "@ERROR: auth failed",
+        "@ERROR: Unknown module",
+        "@ERROR: access denied",
     ]
     .iter()
     .any(|words| said.contains(words))
@@ -129,6 +132,9 @@ impl Ran {
         {
             let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
             return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if let Some(line) = daemon::unreachable(stderr) {
+            return anyhow!("{line} (rsync {status})");
         }
         if self.busy() {
             return anyhow!("others are served over there, and only so many at a time (rsync {status})");
