@@ -4,6 +4,7 @@
 //! told to remove nothing.
 
 use anyhow::Result;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::{Far, Url};
@@ -25,7 +26,9 @@ impl Far {
         let out = QUESTION.iter().map(|word| word.len() + 1).sum::<usize>() as u64;
         self.spent(Wire { out, into: (answer.stdout.len() + answer.stderr.len()) as u64 });
         let said = &answer.stderr;
-        self.restricted = Some(!answer.status.success() && (said.contains("--server option is not") || busy(said)));
+        let restricted = !answer.status.success() && (said.contains("--server option is not") || busy(said));
+        self.restricted = Some(restricted);
+        self.alone.store(restricted, Relaxed);
         Ok(())
     }
 }
