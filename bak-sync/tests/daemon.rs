@@ -181,6 +181,8 @@ fn what_a_daemon_refuses_is_said_in_words() {
     let web = place.wait_there("web", DAY1, 1000, json!({}));
     sync_to(&place, &url.replace("/bak", "/bka"), &[]).expect(1).says("no such module").says("Unknown module 'bka'");
     sync_to(&place, &url.replace("/bak", "/other"), &["--init"]).expect(1).says("is that directory there?");
+    sync_to(&place, &format!("{url}/not/there"), &["--init"]).expect(1).says("is that directory there?");
+    assert!(!place.far().join("not").exists());
     sync_to(&place, "rsync://127.0.0.1:1/bak", &[]).expect(1).says("cannot connect to 127.0.0.1 port 1");
     sync_to(&place, "rsync://127.0.0.1/", &[]).expect(2).says("name the module");
     assert_eq!(check_store(&place.outbox()).whole, [web.as_str()]);
@@ -227,7 +229,8 @@ fn one_that_serves_one_at_a_time_is_waited_for() {
     command.args(args);
     let pass = std::thread::spawn(move || finish(command, ""));
     let begun = Instant::now();
-    while !rsyncd.log().contains("max connections") {
+    // The two of a look are turned away, and then each in its turn, again and again.
+    while rsyncd.log().matches("max connections").count() < 5 {
         assert!(begun.elapsed() < Duration::from_secs(60), "it is not asked: {}", rsyncd.log());
         std::thread::sleep(Duration::from_millis(5));
     }
