@@ -175,14 +175,15 @@ pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> 
         );
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    match run() {
+    let status = match run() {
         Ok(status) => ExitCode::from(status),
         Err(error) if error.downcast_ref::<PipeClosed>().is_some() => ExitCode::from(1),
         Err(error) => {
             say(program, "", &format!("{error:#}"));
             ExitCode::from(status(&error))
         }
-    }
+    };
+    crate::stop::end(status)
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ mod progress;
 mod reconcile;
 mod share;
 mod slices;
+mod summary;
 mod timetable;
 mod turns;
+mod until;
 mod way;
 
 fn main() -> std::process::ExitCode {
