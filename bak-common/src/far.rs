@@ -278,6 +278,7 @@ impl Far {
             counts.seen(wire);
             Ok(())
         });
+        counts.settle();
         let wire = if metered { counts.wire() } else { local };
         self.spent(wire);
         let _ = fs::remove_file(&list);

@@ -17,19 +17,21 @@
 //! far side has a time to end by itself. If rsync is gone the meter ends what it started, and itself.
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 mod shell;
 
+use crate::command::Program;
 use shell::{Input, Shell, watch};
 
 /// The internal option that makes any bak program a meter: `--bak-meter COUNTS LIMIT PROGRAM ARGUMENT…`.
@@ -114,6 +116,12 @@ pub struct Throttle<F> {
     next: Instant,
 }
 
+/// What rsync and others end programs by.
+const ORDERS: [nix::sys::signal::Signal; 4] = {
+    use nix::sys::signal::Signal;
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1]
+};
+
 /// How often it looks what the speed is.
 const LOOK: Duration = Duration::from_millis(100);
 const CREDIT: Duration = Duration::from_millis(200);
@@ -175,6 +183,14 @@ impl Counts {
 
     pub fn wire(&self) -> Wire {
         Wire { out: self.number(OUT), into: self.number(INTO) }
+    }
+
+    /// Waits for the end of the meter, if rsync has ended without it: until then it may count. It ends by itself then.
+    pub fn settle(&self) {
+        let begun = Instant::now();
+        while self.0.try_lock().is_err() && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether the limit ended it.
@@ -298,12 +314,12 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
         bail!("wrong use of an internal option")
     };
     let counts = File::options().read(true).write(true).open(&counts).context("cannot open the meter's file")?;
-    let mut child = Command::new(&program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.to_string_lossy()))?;
+    // Held until this process ends. Where there are no locks nobody waits for us.
+    let _ = counts.lock_shared();
+    // What ends rsync, or all of its group, must not end us before what we have started.
+    SigSet::from_iter(ORDERS).thread_block().context("cannot block signals")?;
+    let program = Program::new(&program)?.args(args).own_locale().stdin(Stdio::piped());
+    let mut child = program.spawn(Stdio::piped(), Stdio::inherit())?;
     let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(anyhow!("cannot talk with a program"));
     };

@@ -165,7 +165,7 @@ pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> 
         let missing = error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
         return ExitCode::from(if missing { 127 } else { 126 });
     }
-    if let Some(result) = crate::meter::run() {
+    if let Some(result) = crate::meter::run().or_else(crate::command::guard::run) {
         return result.map_or_else(
             |error| {
                 say(program, "", &format!("{error:#}"));

@@ -295,12 +295,7 @@ pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut
 }
 
 /// Nothing may cross any more: what waits, waits.
-fn all_wait(
-    session: &Session,
-    why: &str,
-    waiting: Vec<Entry>,
-    done: &mut dyn FnMut(Dump) -> Result<()>,
-) -> Result<()> {
+fn all_wait(session: &Session, why: &str, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
     waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, why.to_owned(), done))
 }
 

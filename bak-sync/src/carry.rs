@@ -270,8 +270,11 @@ impl Pass<'_> {
             options.push("--sparse");
         }
         let spent = self.far.wire().both();
-        let bounds =
-            Bounds { at_most: journey.room.map(|room| room.saturating_sub(spent)), long: true, ..Bounds::under(self.lock) };
+        let bounds = Bounds {
+            at_most: journey.room.map(|room| room.saturating_sub(spent)),
+            long: true,
+            ..Bounds::under(self.lock)
+        };
         let mut watch = self.noting(dump, id, begun);
         let outbox = self.outbox.store.path();
         let ran = self.far.send(outbox, "", &files, &options, bounds, &mut |wire| watch(&mut self.ledger, wire))?;

@@ -95,10 +95,12 @@ mod tests {
             id: String::new(),
             at: "2026-11-20T01:00:00Z".parse().unwrap(),
             dest: "box".into(),
-            dump: dump.then(|| bak_common::name::DumpId::of(
-                &bak_common::name::GuestName::new("web").unwrap(),
-                "2026-11-20T01:00:00Z".parse().unwrap(),
-            )),
+            dump: dump.then(|| {
+                bak_common::name::DumpId::of(
+                    &bak_common::name::GuestName::new("web").unwrap(),
+                    "2026-11-20T01:00:00Z".parse().unwrap(),
+                )
+            }),
             wire_out: bytes,
             wire_in: 0,
             seconds,
@@ -107,7 +109,8 @@ mod tests {
         };
         assert_eq!(rate(&[]), 1 << 20);
         // A look at the far side, and small dumps, say nothing.
-        let all = [attempt(100 << 20, 10, true), attempt(50 << 20, 0, true), attempt(9 << 20, 1, false), attempt(9, 9, true)];
+        let all =
+            [attempt(100 << 20, 10, true), attempt(50 << 20, 0, true), attempt(9 << 20, 1, false), attempt(9, 9, true)];
         assert_eq!(rate(&all), (150 << 20) / 11);
         for (bytes, left, speed, expected) in [
             (500, 10, Speed::Free, false),

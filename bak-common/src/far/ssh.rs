@@ -36,7 +36,7 @@ impl Far {
         };
         let program =
             Program::new(&self.shell[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
-        let program = program.own_group();
+        let program = program.guarded();
         let mut master = program.spawn(Stdio::null(), Stdio::piped())?;
         let said = master.stderr.take().map(last_words);
         let begun = Instant::now();

@@ -1,13 +1,14 @@
 //! The remote shell that a meter has started, and how it ends.
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, getppid, waitid};
 use std::io::Write;
 use std::process::{Child, ChildStdin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{LOOK, Line};
+use crate::command::guard::end_group;
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,6 +84,10 @@ pub fn watch(line: &Line, input: &Input, shell: &Shell) {
         std::thread::sleep(LOOK / 2);
         if getppid() != line.parent {
             shell.end();
+            // What the shell has started is in our group, if that is rsync's own.
+            if Some(getpgrp()) == line.parent {
+                end_group(None);
+            }
             std::process::exit(255);
         }
         if let Some(patience) = line.counts.stopped() {
