@@ -10,7 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::command::{Event, Program};
@@ -71,6 +71,8 @@ pub struct Far {
     /// Nothing may cross the line for hours, and that is right.
     may_wait: bool,
     time: Option<end::Time>,
+    /// How many bytes of its files a running transfer has dealt with, crossed or not.
+    position: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,7 @@ impl Far {
             pace: None,
             may_wait: false,
             time: None,
+            position: Arc::default(),
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
         if far.is_remote() {
@@ -144,6 +147,11 @@ impl Far {
     /// How fast to send now.
     fn speed(&self) -> Speed {
         self.pace.as_ref().map(|pace| pace.0()).unwrap_or_default()
+    }
+
+    /// How many bytes of its files a running transfer has dealt with, whether they had to cross or not.
+    pub fn position(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.position)
     }
 
     /// Whether a meter stands between rsync and the far side.
@@ -251,6 +259,7 @@ impl Far {
         let mut local = Wire::default();
         let (metered, before) = (self.metered(), self.traffic().wire);
         counts.set_speed(self.speed());
+        self.position.store(0, Relaxed);
         let mut ending: Option<(end::End, Instant)> = None;
         let finished = program.run_with(|event| {
             counts.set_speed(self.speed());
@@ -269,8 +278,11 @@ impl Far {
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
-                if !metered && let Some(sent) = progress(bytes) {
-                    local.out = local.out.max(sent);
+                if let Some(position) = progress(bytes) {
+                    self.position.store(position, Relaxed);
+                    if !metered {
+                        local.out = local.out.max(position);
+                    }
                 }
             }
             let wire = if metered { counts.wire() } else { local };

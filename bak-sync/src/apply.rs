@@ -24,8 +24,10 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::crossed;
 use crate::identity;
 use crate::plan;
+use crate::progress::Turn;
 use crate::share::{self, Budget};
 use crate::summary::Tally;
 use crate::timetable::Timetable;
@@ -132,6 +134,8 @@ pub struct Pass<'a> {
     pub sum: Wire,
     /// How fast dumps went so far, in bytes a second.
     pub rate: u64,
+    /// For those who watch.
+    pub turn: Turn,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
@@ -146,7 +150,7 @@ pub fn pass(
     if session.dry_run {
         let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
         let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
-        return foresee(dest, &budget, plan::order(waiting, &dest.name), done).map(|()| None);
+        return foresee(dest, &outbox, &budget, plan::order(waiting, &dest.name), done).map(|()| None);
     }
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
@@ -155,10 +159,10 @@ pub fn pass(
     // Not before the lock: another pass may have used up what was left.
     let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
-        return all_wait(session, &waits(&budget), waiting, done).map(|()| None);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
     }
     if let Some(until) = options.until.filter(|until| session.clock() >= *until) {
-        return all_wait(session, &too_late(session, until), waiting, done).map(|()| None);
+        return all_wait(session, &outbox, &too_late(session, until), waiting, done).map(|()| None);
     }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let id = uuid::Uuid::new_v4().to_string();
@@ -183,7 +187,7 @@ pub fn pass(
     ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
     budget.spend(sum.both());
     if limited {
-        return all_wait(session, &waits(&budget), waiting, done).map(|()| None);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
     }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
     let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
@@ -207,6 +211,7 @@ pub fn pass(
         budget,
         sum,
         rate,
+        turn: Turn::default(),
     };
     let mut tally = Tally::default();
     let ended = pass.all(waiting, &mut tally, done);
@@ -251,6 +256,7 @@ pub fn cost(dump: &Dump, dest: &str) -> u64 {
 /// A dry run: the dumps in the order in which they would go, if each cost what is expected; and why others would wait.
 fn foresee(
     dest: &Destination,
+    outbox: &Outbox,
     budget: &Budget,
     order: Vec<Dump>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
@@ -261,6 +267,7 @@ fn foresee(
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
+        crossed::note(&mut dump, &dest.name, &outbox.ledger());
         match share {
             Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
             Some(share) if share < costs[at] => {
@@ -295,8 +302,17 @@ pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut
 }
 
 /// Nothing may cross any more: what waits, waits.
-fn all_wait(session: &Session, why: &str, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
-    waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, why.to_owned(), done))
+fn all_wait(
+    session: &Session,
+    outbox: &Outbox,
+    why: &str,
+    waiting: Vec<Entry>,
+    done: &mut dyn FnMut(Dump) -> Result<()>,
+) -> Result<()> {
+    waiting.into_iter().map(|entry| entry.dump).try_for_each(|mut dump| {
+        crossed::note(&mut dump, &outbox.dest, &outbox.ledger());
+        tell(session, dump, why.to_owned(), done)
+    })
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.

@@ -288,7 +288,7 @@ impl Pass<'_> {
         id: &str,
         begun: Instant,
     ) -> impl FnMut(&mut bak_common::ledger::Writer, Wire) -> Result<()> + use<> {
-        let bar = Bar::new(self.session, dump);
+        let mut bar = Bar::new(self.session, dump, &self.turn, self.far.position());
         let mut line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
         let (mut noted, mut when) = (0, Instant::now());
         move |ledger, wire| {

@@ -5,18 +5,17 @@ use bak_common::args::{Common, Destination, Limits, Places, Session};
 use bak_common::calendar::Time;
 use bak_common::far::ssh_words;
 use bak_common::jsonl::{Writer, read_all};
-use bak_common::name::{DumpId, printable};
+use bak_common::name::DumpId;
 use bak_common::record::{Dump, Record};
 use bak_common::report::{Kind, PipeClosed};
 use bak_common::stop;
-use bak_common::table::table;
-use bak_common::units::{show_duration, show_size};
 use clap::Parser;
 use std::collections::HashMap;
 
 use crate::apply::{self, Options};
 use crate::identity;
 use crate::reconcile;
+use crate::show::{Row, table};
 use crate::summary;
 use crate::timetable::{Timetable, minute};
 use crate::until;
@@ -117,7 +116,7 @@ pub fn run() -> Result<u8> {
                     }
                 }
                 if session.table {
-                    rows.push(row(&session, dest, &dump));
+                    rows.push(Row::of(&session, dest, &dump));
                 } else if !session.quiet {
                     out.record(&Record::Dump(Box::new(dump)))?;
                 }
@@ -127,7 +126,7 @@ pub fn run() -> Result<u8> {
                 return reconcile::run(&session, dest, &options, &mut done);
             }
             let figures = apply::pass(&session, dest, &options, &mut done)?;
-            lines.extend(figures.iter().map(summary::line));
+            lines.extend(figures.iter().flat_map(summary::lines));
             Ok(())
         });
         // One destination that fails does not keep the others waiting.
@@ -143,7 +142,7 @@ pub fn run() -> Result<u8> {
         }
     }
     if session.table && !rows.is_empty() {
-        out.line(&table(&["dest", "guest", "started", "size", "out", "in", "time", "state"], &[3, 4, 5, 6], rows))?;
+        out.line(&table(&rows))?;
     }
     if session.table && !session.quiet {
         lines.iter().try_for_each(|line| out.line(line))?;
@@ -201,34 +200,6 @@ fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
         out.line(&line.to_string())?;
     }
     Ok(session.report.finish(|_| String::new()))
-}
-
-fn row(session: &Session, dest: &Destination, dump: &Dump) -> Vec<String> {
-    let sent = dump.sent.get(&dest.name);
-    let number = |value: Option<u64>| value.map_or_else(String::new, show_size);
-    let settled = dump.extra.get("reconcile").and_then(|note| note.get(&dest.name));
-    let word = |key: &str| settled.and_then(|note| note.get(key)?.as_str()).unwrap_or_default();
-    let state = match (sent, dump.link.get(&dest.name)) {
-        _ if settled.is_some() => format!("{}: {}", word("decision"), word("why")),
-        (Some(_), _) => "sent".to_owned(),
-        (None, _) if dump.skipped.is_some() => {
-            dump.skipped.as_ref().map_or_else(String::new, |skipped| skipped.why.clone())
-        }
-        (None, Some(note)) => {
-            note.error.as_ref().map_or_else(|| "pending".to_owned(), |error| format!("pending; last: {error}"))
-        }
-        (None, None) => String::new(),
-    };
-    vec![
-        dest.name.clone(),
-        printable(dump.vm.as_str()),
-        session.zone.minute(dump.started),
-        show_size(dump.bytes),
-        number(sent.map(|note| note.wire_out)),
-        number(sent.map(|note| note.wire_in)),
-        sent.map_or_else(String::new, |note| show_duration(i64::try_from(note.seconds).unwrap_or(i64::MAX))),
-        state,
-    ]
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 mod apply;
 mod carry;
 mod cli;
+mod crossed;
 mod identity;
 mod plan;
 mod progress;
 mod reconcile;
 mod share;
+mod show;
 mod slices;
 mod summary;
 mod timetable;

@@ -1,4 +1,4 @@
-//! What a pass comes to: in the ledger, in the log, and in a line for people.
+//! What a pass comes to: in the ledger, in the log, and for people.
 
 use anyhow::Result;
 use bak_common::args::Session;
@@ -66,29 +66,14 @@ fn log(session: &Session, figures: &Figures) {
     }
 }
 
-/// A pass for people, in one line. `seconds` may be 0.
-pub fn line(figures: &Figures) -> String {
+/// A pass for people, in a few lines: what came of the dumps, what that cost, and what is left of the limits.
+pub fn lines(figures: &Figures) -> Vec<String> {
     let mut parts = vec![format!("{} sent ({})", figures.sent, show_size(figures.bytes))];
     let waiting = figures.pending.saturating_sub(figures.failed + figures.cut);
     for (count, what) in [(figures.failed, "failed"), (figures.cut, "cut"), (waiting, "waiting")] {
         if count > 0 {
             parts.push(format!("{count} {what}"));
         }
-    }
-    let wire = Wire { out: figures.wire_out, into: figures.wire_in };
-    let rate = show_size(wire.both() / figures.seconds.max(1));
-    let time = show_duration(i64::try_from(figures.seconds).unwrap_or(i64::MAX));
-    let mut text = format!(
-        "{}: {}; {} out, {} in, {time}, {rate}/s",
-        figures.dest,
-        parts.join(", "),
-        show_size(wire.out),
-        show_size(wire.into)
-    );
-    for limit in &figures.limits {
-        let Ok(Some(known)) = bak_common::units::limit(&limit.limit) else { continue };
-        let left = show_size(limit.bytes.saturating_sub(limit.used));
-        text += &format!("; {left} left of {}", show_limit(known));
     }
     let how = match figures.ended {
         Some(Ended::Limit) => "; ended by its limit",
@@ -97,7 +82,20 @@ pub fn line(figures: &Figures) -> String {
         Some(Ended::Failed) => "; broken off",
         Some(Ended::Done) | None => "",
     };
-    text + how
+    let wire = Wire { out: figures.wire_out, into: figures.wire_in };
+    let rate = show_size(wire.both() / figures.seconds.max(1));
+    let time = show_duration(i64::try_from(figures.seconds).unwrap_or(i64::MAX));
+    let (out, into) = (show_size(wire.out), show_size(wire.into));
+    let mut lines = vec![
+        format!("{}: {}{how}", figures.dest, parts.join(", ")),
+        format!("  {out} out, {into} in, {time}, {rate}/s"),
+    ];
+    lines.extend(figures.limits.iter().filter_map(|limit| {
+        let known = bak_common::units::limit(&limit.limit).ok()??;
+        let left = show_size(limit.bytes.saturating_sub(limit.used));
+        Some(format!("  {} used of {}, {left} left", show_size(limit.used), show_limit(known)))
+    }));
+    lines
 }
 
 #[cfg(test)]
@@ -105,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pass_in_a_line() {
+    fn a_pass_for_people() {
         let figures = |text: &str| match serde_json::from_str(text) {
             Ok(Line::Pass(figures)) => figures,
             other => panic!("{other:?}"),
@@ -115,16 +113,17 @@ mod tests {
             // A line of before.
             (
                 r#""wire_out":2048,"wire_in":0,"seconds":0,"sent":1,"failed":0,"pending":0}"#,
-                "box: 1 sent (0 B); 2 KiB out, 0 B in, 0 s, 2 KiB/s",
+                "box: 1 sent (0 B)\n  2 KiB out, 0 B in, 0 s, 2 KiB/s",
             ),
             (
                 r#""wire_out":1073741824,"wire_in":1048576,"seconds":1024,"sent":3,"failed":1,"pending":4,"limited":true,
                 "ended":"limit","bytes":5368709120,"cut":1,"limits":[{"limit":"10G/day","bytes":10737418240,"used":10737418239},
                 {"limit":"200G/month","bytes":214748364800,"used":300000000000}]}"#,
-                "box: 3 sent (5 GiB), 1 failed, 1 cut, 2 waiting; 1 GiB out, 1 MiB in, 17.1 min, 1 MiB/s; 1 B left of 10 GiB a day; 0 B left of 200 GiB a month; ended by its limit",
+                "box: 3 sent (5 GiB), 1 failed, 1 cut, 2 waiting; ended by its limit\n  1 GiB out, 1 MiB in, 17.1 min, 1.0 MiB/s\n  \
+                 10.0 GiB used of 10 GiB a day, 1 B left\n  279.4 GiB used of 200 GiB a month, 0 B left",
             ),
         ] {
-            assert_eq!(line(&figures(&format!("{begin}{rest}"))), expected);
+            assert_eq!(lines(&figures(&format!("{begin}{rest}"))).join("\n"), expected);
         }
     }
 }

@@ -8,11 +8,14 @@ use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
 use bak_common::stop;
 use bak_common::store::Entry;
+use bak_common::units::Limit;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::apply::{Pass, attempt, caps, cost, tell, too_late, waits};
 use crate::carry::{Stop, Trouble};
+use crate::crossed::{self, Crossed};
+use crate::progress::Turn;
 use crate::summary::Tally;
 use crate::{plan, share};
 
@@ -50,7 +53,7 @@ impl Pass<'_> {
                 tally.ended = ended;
                 order.push_front(dump);
                 order.append(&mut held);
-                return order.into_iter().try_for_each(|dump| tell(self.session, dump, why.clone(), done));
+                return order.into_iter().try_for_each(|dump| self.tell(dump, why.clone(), done));
             }
             if in_a_row == LINE_FAILURES {
                 let left = order.len() + held.len() + 1;
@@ -59,6 +62,7 @@ impl Pass<'_> {
                 return Ok(());
             }
             let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
+            self.turn = self.turn(&after);
             match self.one(&dump, &after) {
                 Ok(Fate::Gone) => {
                     if let Some(newer) = self.successor(&dump, &known) {
@@ -80,7 +84,7 @@ impl Pass<'_> {
                 Ok(Fate::Cut(dump, ended)) => {
                     (tally.ended, tally.cut, in_a_row) = (ended, tally.cut + 1, 0);
                     let why = format!("cut in order, {}: it goes on in the next pass", self.why_cut(ended));
-                    tell(self.session, *dump, why, done)?;
+                    self.tell(*dump, why, done)?;
                 }
                 Err(trouble) => {
                     tally.failed += 1;
@@ -94,7 +98,30 @@ impl Pass<'_> {
         if !held.is_empty() && tally.ended == Ended::Done {
             tally.ended = Ended::Limit;
         }
-        held.into_iter().try_for_each(|dump| tell(self.session, dump, waits(&self.budget), done))
+        held.into_iter().try_for_each(|dump| self.tell(dump, waits(&self.budget), done))
+    }
+
+    /// Says why a dump stays pending, and what of it has crossed so far.
+    fn tell(&self, mut dump: Dump, why: String, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+        crossed::note(&mut dump, &self.dest.name, &self.outbox.ledger());
+        tell(self.session, dump, why, done)
+    }
+
+    /// Where the pass stands when the next dump begins, and these come after it.
+    fn turn(&self, after: &[u64]) -> Turn {
+        let nth = self.turn.nth + 1;
+        let used = |(limit, left): &(Limit, i128)| {
+            (*limit, u64::try_from((i128::from(limit.bytes) - left).max(0)).unwrap_or(u64::MAX))
+        };
+        Turn {
+            dest: self.dest.name.clone(),
+            nth,
+            of: nth + after.len(),
+            later: after.iter().fold(0, |sum, cost| sum.saturating_add(*cost)),
+            spent: self.sum.both(),
+            limit: self.budget.lines().iter().min_by_key(|(_, left)| *left).map(used),
+            until: self.options.until,
+        }
     }
 
     /// Whether no more dumps are begun: how that ends the pass, and what it means for those that wait.
@@ -206,14 +233,13 @@ impl Pass<'_> {
     /// What all attempts at this dump have cost, from the ledger.
     fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
         let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
+        let sum = Crossed::of(&ledger.attempts, &dump.id);
         Ok(SentNote {
             at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
+            wire_out: sum.wire_out,
+            wire_in: sum.wire_in,
+            seconds: sum.seconds,
+            passes: sum.passes,
             extra: Default::default(),
         })
     }

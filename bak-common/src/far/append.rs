@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Bounds, Far, Url};
 use crate::fsio;
@@ -110,6 +111,7 @@ impl Far {
             there.write_all(&buffer[..count]).context("cannot write a file over there")?;
             (at, left) = (at + count as u64, left - count as u64);
             throttle.passed(count);
+            self.position.store(at, Relaxed);
             watch(self.wire())?;
         }
         Ok(at == end)
