@@ -175,7 +175,8 @@ pub fn pass(
         far.until(move || clock() >= until);
     }
     far.limit(budget.left());
-    let opened = look(&outbox, &far, &expected, &waiting);
+    let abandoned = outbox.abandoned()?;
+    let opened = look(&outbox, &far, &expected, &waiting, &abandoned);
     // What the look cost is noted whether or not it went well.
     let sum = far.take_wire();
     let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
@@ -214,6 +215,7 @@ pub fn pass(
         turn: Turn::default(),
     };
     let mut tally = Tally::default();
+    pass.clear(abandoned);
     let ended = pass.all(waiting, &mut tally, done);
     if ended.is_err() {
         tally.ended = Ended::Failed;
@@ -355,11 +357,12 @@ fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
 type Looked = (Vec<Dump>, Vec<FarFile>, String);
 
 /// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
-fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry]) -> Result<Looked> {
+fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry], abandoned: &[Dump]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
-    let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
+    let dumps = || waiting.iter().map(|entry| &entry.dump).chain(abandoned);
+    let places: HashSet<String> = dumps().map(|dump| Outbox::place(&dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
-    let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
+    let list = || if dumps().next().is_none() { Ok(Vec::new()) } else { far.list(&places) };
     if far.is_limited() {
         // One after the other: two at a time could together go beyond.
         identity::check(far, expected)?;

@@ -1,5 +1,6 @@
 //! Carries an outbox to its destination. `plan` says in which order, `apply` runs the pass, `carry` sends one dump.
 
+mod abandoned;
 mod apply;
 mod carry;
 mod cli;

@@ -125,7 +125,7 @@ impl Pass<'_> {
     }
 
     /// Whether no more dumps are begun: how that ends the pass, and what it means for those that wait.
-    fn over(&self) -> Option<(Ended, String)> {
+    pub fn over(&self) -> Option<(Ended, String)> {
         if let Some(stopped) = stop::caught() {
             return Some((Ended::Stopped, format!("{stopped}: it stays pending")));
         }
@@ -196,6 +196,7 @@ impl Pass<'_> {
         if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0).saturating_add(1)))?.is_none() {
             return Ok(Fate::Gone);
         }
+        self.outbox.note_begun(dump)?;
         self.budget.begin();
         let at = self.session.clock();
         let id = format!("{}/{}", self.id, dump.id);
@@ -226,6 +227,7 @@ impl Pass<'_> {
         }
         let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
         self.unlink(dump)?;
+        self.outbox.forget_begun(dump)?;
         self.history.push(arrived.clone());
         Ok(Fate::Sent(Box::new(arrived)))
     }
