@@ -28,6 +28,8 @@ Examples:
       one pass: everything that bak-link put into this outbox
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --limit 10G --limit 200G/month
       no more than that: what is cut goes on in the next pass
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --until 06:00
+      a pass of the night: it ends in order then
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
       after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't
   bak-link | bak-sync -
@@ -47,7 +49,9 @@ Exit status:
   1  some dumps failed and stay pending, or the far side could not be reached
   2  usage, configuration or unreadable input
   3  another pass is running
-  4  the far side is not the one that --init was run on";
+  4  the far side is not the one that --init was run on
+SIGINT, SIGTERM and SIGHUP end a pass in order, within five seconds: what was begun goes on in the next pass. bak-sync then \
+dies by that signal, which a shell shows as 130, 143 or 129. A second one ends it at once.";
 
 /// Carry an outbox of dumps to off-site storage with rsync.
 #[derive(Parser, Debug)]
