@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
-use bak_common::far::{Far, FarFile, LimitReached, Url};
+use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Attempt, Ended, Ledger, Line, Pass as Figures};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
@@ -36,7 +36,7 @@ use crate::until;
 #[derive(Debug)]
 pub struct Options {
     pub bwlimit: Timetable,
-    pub ssh: Vec<String>,
+    pub access: Access,
     /// The first dump of a pass may finish beyond the limits of a pass.
     pub overdraft: bool,
     /// How often a dump is tried again in a pass after the line has dropped.
@@ -55,7 +55,7 @@ pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
     }
     match url {
         Url::Path(far) => outbox::apart("the far side", far, "the outbox", outbox.store.path()),
-        Url::Ssh { .. } => Ok(()),
+        Url::Ssh { .. } | Url::Daemon(_) => Ok(()),
     }
 }
 
@@ -168,7 +168,7 @@ pub fn pass(
     let id = uuid::Uuid::new_v4().to_string();
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
-    let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    let mut far = Far::open(url, &options.access, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
     keep_pace(session, options, &mut far);
     if let Some(until) = options.until {
         let clock = session.clock_of_its_own();
@@ -328,6 +328,7 @@ fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
     let text = format!("{error:#} ({waiting} {plural} pending)");
     match status(&error) {
+        2 => Kind::Usage.says(text),
         4 => Kind::Refused.says(text),
         _ => anyhow!(text),
     }

@@ -32,6 +32,9 @@ const NOTED_AFTER: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// A dump this large goes so that what has arrived is kept, also where that takes something, in bytes.
+const WORTH_KEEPING: u64 = 16 << 20;
+
 /// Why a dump was not sent, and whether the line is to blame.
 pub struct Trouble {
     pub error: anyhow::Error,
@@ -103,7 +106,11 @@ impl Pass<'_> {
             There::Begun | There::Nothing => {
                 let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
                 let basis = self.bases(dump, &place);
-                way(dump.bytes, largest, basis, room, resumed || self.may_cut(dump.bytes, largest, basis))
+                let again = resumed || self.may_cut(dump.bytes, largest, basis);
+                let way = way(dump.bytes, largest, basis, room, again);
+                // If the line drops what has arrived should be there.
+                let sliced = |way: Way| way.sliced || self.far.loses_partials() && dump.bytes >= WORTH_KEEPING;
+                way.map(|way| Way { sliced: sliced(way), ..way })
             }
         };
         Some(Journey { way: way?, share, room, resumed })
@@ -254,7 +261,7 @@ impl Pass<'_> {
         let place = &entry.place;
         let files: Vec<String> = self.outbox.store.names(entry)?.iter().map(|name| format!("{place}/{name}")).collect();
         let block = format!("--block-size={}", journey.way.block);
-        let (compare, partial) = (format!("--compare-dest={}", self.basis), format!("--partial-dir={PARTIAL}"));
+        let (compare, partial) = (self.far.compare_dest(&self.basis), self.far.partial_dir(place, PARTIAL));
         // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
         // then take for the file itself and send nothing.
         let mut options = vec![partial.as_str(), "--ignore-times"];
@@ -265,6 +272,9 @@ impl Pass<'_> {
         }
         if based {
             options.push(&compare);
+        } else if self.far.forbids_removal() {
+            // No basis can be laid: rsync looks for one by itself.
+            options.push("--fuzzy");
         }
         if holes(&self.outbox.store.path().join(place), dump) {
             options.push("--sparse");
