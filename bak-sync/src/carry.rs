@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use bak_common::far::{Bounds, Fetched, LimitReached, Ran, refused};
-use bak_common::ledger::Line;
+use bak_common::ledger::{Attempt, Line};
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
@@ -56,7 +56,7 @@ impl From<anyhow::Error> for Stop {
 }
 
 /// Whether rsync did what it should; else the trouble it met.
-fn went_well(ran: &Ran) -> Result<(), Stop> {
+pub fn went_well(ran: &Ran) -> Result<(), Stop> {
     match ran.check() {
         Err(error) if !error.is::<LimitReached>() => Err(Stop::Trouble(Trouble { error, line_down: ran.line_down() })),
         other => Ok(other?),
@@ -235,22 +235,9 @@ impl Pass<'_> {
     ) -> Result<(), Stop> {
         let place = &entry.place;
         let files: Vec<String> = self.outbox.store.names(entry)?.iter().map(|name| format!("{place}/{name}")).collect();
-        let block = format!("--block-size={}", journey.way.block);
-        let (compare, partial) = (format!("--compare-dest={}", self.basis), format!("--partial-dir={PARTIAL}"));
-        // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
-        // then take for the file itself and send nothing.
-        let mut options = vec![partial.as_str(), "--ignore-times"];
-        if self.far.is_remote() {
-            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()]);
-        } else {
-            options.push("--whole-file");
-        }
-        if based {
-            options.push(&compare);
-        }
-        if holes(&self.outbox.store.path().join(place), dump) {
-            options.push("--sparse");
-        }
+        let sparse = holes(&self.outbox.store.path().join(place), dump);
+        let options = self.data_options(journey.way.block, based, sparse);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let spent = self.far.wire().both();
         let bounds =
             Bounds { at_most: journey.room.map(|room| room.saturating_sub(spent)), ..Bounds::under(self.lock) };
@@ -258,6 +245,26 @@ impl Pass<'_> {
         let outbox = self.outbox.store.path();
         let ran = self.far.send(outbox, "", &files, &options, bounds, &mut |wire| watch(&mut self.ledger, wire))?;
         went_well(&ran)
+    }
+
+    /// How rsync sends data: in blocks of this size, `based` if bases are laid in our directory.
+    pub fn data_options(&self, block: u64, based: bool, sparse: bool) -> Vec<String> {
+        // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
+        // then take for the file itself and send nothing.
+        let mut options = vec![format!("--partial-dir={PARTIAL}"), "--ignore-times".into()];
+        if self.far.is_remote() {
+            let block = format!("--block-size={block}");
+            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()].map(str::to_owned));
+        } else {
+            options.push("--whole-file".into());
+        }
+        if based {
+            options.push(format!("--compare-dest={}", self.basis));
+        }
+        if sparse {
+            options.push("--sparse".into());
+        }
+        options
     }
 
     /// What watches a running attempt: shows it, and notes it in the ledger.
@@ -268,23 +275,44 @@ impl Pass<'_> {
         begun: Instant,
     ) -> impl FnMut(&mut bak_common::ledger::Writer, Wire) -> Result<()> + use<> {
         let bar = Bar::new(self.session, dump);
-        let mut line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
-        let (mut noted, mut when) = (0, Instant::now());
+        let line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
+        let mut noted = Noted::new(line, begun);
         move |ledger, wire| {
             bar.at(wire);
-            let so_far = wire.both();
-            if so_far >= noted + NOTED_EVERY || (so_far > noted && when.elapsed() >= NOTED_AFTER) {
-                (noted, when) = (so_far, Instant::now());
-                (line.wire_out, line.wire_in, line.seconds) = (wire.out, wire.into, begun.elapsed().as_secs());
-                ledger.append(&Line::Attempt(line.clone()))?;
-            }
-            Ok(())
+            noted.at(ledger, wire)
         }
     }
 }
 
+/// A running attempt's line in the ledger, written anew as it goes on.
+pub struct Noted {
+    line: Attempt,
+    begun: Instant,
+    /// How much was noted last, and when.
+    bytes: u64,
+    when: Instant,
+}
+
+impl Noted {
+    pub fn new(line: Attempt, begun: Instant) -> Self {
+        Self { line, begun, bytes: 0, when: Instant::now() }
+    }
+
+    /// So much has crossed.
+    pub fn at(&mut self, ledger: &mut bak_common::ledger::Writer, wire: Wire) -> Result<()> {
+        let so_far = wire.both();
+        if so_far >= self.bytes + NOTED_EVERY || (so_far > self.bytes && self.when.elapsed() >= NOTED_AFTER) {
+            (self.bytes, self.when) = (so_far, Instant::now());
+            let line = &mut self.line;
+            (line.wire_out, line.wire_in, line.seconds) = (wire.out, wire.into, self.begun.elapsed().as_secs());
+            ledger.append(&Line::Attempt(line.clone()))?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether so much of a file of the dump is holes that rsync should look for them, which takes time: a sixteenth.
-fn holes(dir: &Path, dump: &Dump) -> bool {
+pub fn holes(dir: &Path, dump: &Dump) -> bool {
     let much = |meta: fs::Metadata| meta.blocks() * 512 < meta.len() - meta.len() / 16;
     dump.files.iter().any(|file| fs::symlink_metadata(dir.join(&file.name)).is_ok_and(much))
 }

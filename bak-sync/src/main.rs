@@ -1,6 +1,7 @@
 //! Carries an outbox to its destination. `plan` says in which order, `apply` runs the pass, `carry` sends one dump.
 
 mod apply;
+mod batch;
 mod carry;
 mod cli;
 mod identity;
@@ -10,6 +11,7 @@ mod reconcile;
 mod share;
 mod slices;
 mod timetable;
+mod together;
 mod turns;
 mod way;
 

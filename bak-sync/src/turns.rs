@@ -2,6 +2,7 @@
 //! [`crate::share`].
 
 use anyhow::{Context, Result, anyhow};
+use bak_common::calendar::Time;
 use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
@@ -18,7 +19,7 @@ use crate::{plan, share};
 const LINE_FAILURES: u32 = 2;
 
 /// What became of one dump.
-enum Fate {
+pub enum Fate {
     Sent(Box<Dump>),
     /// It left the outbox before anything of it was sent.
     Gone,
@@ -26,6 +27,9 @@ enum Fate {
     Waits,
     /// The limit ended it in order; it goes on in the next pass.
     Cut(Box<Dump>),
+    /// It has not arrived with others: it is next, alone, or with others again.
+    Alone,
+    Again,
 }
 
 impl Pass<'_> {
@@ -38,44 +42,63 @@ impl Pass<'_> {
         let mut known: HashSet<DumpId> = order.iter().map(|dump| dump.id.clone()).collect();
         let (mut tally, mut in_a_row) = (Tally::default(), 0);
         let mut held: VecDeque<Dump> = VecDeque::new();
+        let mut alone: HashSet<DumpId> = HashSet::new();
         while let Some(dump) = order.pop_front() {
             if in_a_row == LINE_FAILURES {
                 let left = order.len() + held.len() + 1;
                 self.session.report.fail(&name, &anyhow!("the line is down: the other {left} stay pending"));
                 return Ok(tally);
             }
-            let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
-            match self.one(&dump, &after) {
-                Ok(Fate::Gone) => {
-                    if let Some(newer) = self.successor(&dump, &known) {
-                        known.insert(newer.id.clone());
-                        order.push_front(newer);
+            let next: Vec<&Dump> = std::iter::once(&dump).chain(&order).collect();
+            let count = self.batch(&next, &alone);
+            let fates = if count > 1 {
+                let with = order.drain(..count - 1);
+                self.together(std::iter::once(dump).chain(with).collect())?
+            } else {
+                let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
+                let fate = self.one(&dump, &after);
+                vec![(dump, fate)]
+            };
+            let mut back = Vec::new();
+            for (dump, fate) in fates {
+                match fate {
+                    Ok(Fate::Alone) => {
+                        alone.insert(dump.id.clone());
+                        back.push(dump);
                     }
-                }
-                Ok(Fate::Sent(arrived)) => {
-                    (tally.sent, in_a_row) = (tally.sent + 1, 0);
-                    self.session.report.decided(&to_line(&Record::Dump(arrived.clone())));
-                    // What was kept for one that needed less is there for the others.
-                    if self.budget.is_oversized(cost(&dump, &name)) {
-                        order.append(&mut held);
+                    Ok(Fate::Again) => back.push(dump),
+                    Ok(Fate::Gone) => {
+                        if let Some(newer) = self.successor(&dump, &known) {
+                            known.insert(newer.id.clone());
+                            order.push_front(newer);
+                        }
                     }
-                    done(*arrived)?;
-                }
-                Ok(Fate::Waits) => held.push_back(dump),
-                Ok(Fate::Cut(dump)) => {
-                    (tally.limited, in_a_row) = (true, 0);
-                    let limit = self.budget.tightest().unwrap_or_default();
-                    let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
-                    tell(self.session, *dump, why, done)?;
-                }
-                Err(trouble) => {
-                    tally.failed += 1;
-                    in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
-                    if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
-                        done(noted)?;
+                    Ok(Fate::Sent(arrived)) => {
+                        (tally.sent, in_a_row) = (tally.sent + 1, 0);
+                        self.session.report.decided(&to_line(&Record::Dump(arrived.clone())));
+                        // What was kept for one that needed less is there for the others.
+                        if self.budget.is_oversized(cost(&dump, &name)) {
+                            order.append(&mut held);
+                        }
+                        done(*arrived)?;
+                    }
+                    Ok(Fate::Waits) => held.push_back(dump),
+                    Ok(Fate::Cut(dump)) => {
+                        (tally.limited, in_a_row) = (true, 0);
+                        let limit = self.budget.tightest().unwrap_or_default();
+                        let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
+                        tell(self.session, *dump, why, done)?;
+                    }
+                    Err(trouble) => {
+                        tally.failed += 1;
+                        in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
+                        if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
+                            done(noted)?;
+                        }
                     }
                 }
             }
+            back.into_iter().rev().for_each(|dump| order.push_front(dump));
         }
         tally.limited |= !held.is_empty();
         for dump in held {
@@ -123,7 +146,7 @@ impl Pass<'_> {
 
     /// Changes the note of this destination in the outbox's sidecar; `None` if the dump has left the outbox. Under the
     /// store's lock, as bak-link replaces what has no `tries` yet: what has is ours.
-    fn note(&self, dump: &Dump, change: impl FnOnce(&mut LinkNote)) -> Result<Option<Dump>> {
+    pub fn note(&self, dump: &Dump, change: impl FnOnce(&mut LinkNote)) -> Result<Option<Dump>> {
         let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
         let place = Outbox::place(&dump.vm);
         let Some(entry) = self.outbox.store.look(&place, &dump.stem)? else { return Ok(None) };
@@ -178,25 +201,13 @@ impl Pass<'_> {
             }
             None => {}
         }
-        let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
+        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
+        let attempts: Vec<&Attempt> =
+            ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id)).collect();
+        let arrived = self.outbox.add_sent(dump, sum_up(self.session.clock(), &attempts))?;
         self.unlink(dump)?;
         self.history.push(arrived.clone());
         Ok(Fate::Sent(Box::new(arrived)))
-    }
-
-    /// What all attempts at this dump have cost, from the ledger.
-    fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
-        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
-        Ok(SentNote {
-            at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
-            extra: Default::default(),
-        })
     }
 
     /// Takes a dump that has arrived out of the outbox. The local store keeps its own links.
@@ -208,5 +219,18 @@ impl Pass<'_> {
             .into_iter()
             .collect::<Result<()>>()
             .context("has arrived, but cannot be taken out of the outbox")
+    }
+}
+
+/// What all attempts at a dump have cost.
+pub fn sum_up(at: Time, attempts: &[&Attempt]) -> SentNote {
+    let sum = |count: fn(&Attempt) -> u64| attempts.iter().map(|one| count(one)).fold(0, u64::saturating_add);
+    SentNote {
+        at,
+        wire_out: sum(|attempt| attempt.wire_out),
+        wire_in: sum(|attempt| attempt.wire_in),
+        seconds: sum(|attempt| attempt.seconds),
+        passes: attempts.len() as u64,
+        extra: Default::default(),
     }
 }

@@ -35,7 +35,7 @@ fn sums(basis: u64, block: u64) -> u64 {
 }
 
 /// The most that data of this size can cost in one go: what can't be compressed, and the checksums of its basis.
-fn at_once(bytes: u64, basis: u64, block: u64) -> u64 {
+pub fn at_once(bytes: u64, basis: u64, block: u64) -> u64 {
     bytes.saturating_add(bytes / 128).saturating_add(sums(basis, block)).saturating_add(4 << 10)
 }
 
