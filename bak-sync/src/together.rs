@@ -10,7 +10,7 @@ use bak_common::ledger::{Attempt, Ledger, Line};
 use bak_common::meter::Wire;
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
-use bak_common::record::{Dump, SentNote};
+use bak_common::record::{Dump, FileEntry, SentNote};
 use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -189,20 +189,39 @@ impl Pass<'_> {
         let ran = sent?;
         if partial(&ran) {
             self.look_at(all)?;
-            for one in all.iter_mut() {
-                let whole = |(file, name): (&bak_common::record::FileEntry, String)| {
-                    plan::find(&self.listing, &name).is_some_and(|there| there.bytes == file.bytes)
-                };
-                // What was there before tells nothing by its size.
-                if one.resumed || !one.dump.files.iter().zip(one.names()).all(whole) {
-                    one.came = Came::Alone;
-                }
-            }
+            self.sort_out(all, ran.is_full());
         } else {
             went_well(&ran)?;
         }
         self.last_looks(all)?;
         self.close_all(all)
+    }
+
+    /// After a run that did not carry all: those whose files are not all there go alone. rsync gives a file its name only
+    /// once it is whole and flushed. Where the disk is `full` over there, what it has kept of the others makes room for the
+    /// sidecars of those that are whole.
+    fn sort_out(&self, all: &mut [One], full: bool) {
+        let places = plan::by_place(&self.listing, &self.basis);
+        let mut parts = Vec::new();
+        for one in all.iter_mut() {
+            let near = near(&places, &one.place, &self.basis);
+            let whole = one
+                .dump
+                .files
+                .iter()
+                .zip(one.names())
+                .all(|(file, name)| plan::find(&near, &name).is_some_and(|there| there.bytes == file.bytes));
+            // What was there before tells nothing by its size.
+            if !whole || one.resumed {
+                one.came = Came::Alone;
+                let part = |file: &FileEntry| format!("{}/{PARTIAL}/{}", one.place, file.name);
+                parts.extend(one.dump.files.iter().filter_map(|file| plan::find(&near, &part(file)).cloned()));
+            }
+        }
+        if full && !parts.is_empty() {
+            let dropped = self.far.discard("", &parts).and_then(|ran| ran.check());
+            self.warn_all("cannot make room over there", dropped);
+        }
     }
 
     /// Removes what killed passes have left of these dumps.
@@ -429,9 +448,10 @@ fn near(places: &HashMap<&str, Vec<&FarFile>>, place: &str, basis: &str) -> Vec<
     found
 }
 
-/// Whether rsync has done all but what concerned single files.
+/// Whether rsync has carried some of the files, and not all, and a look tells which: it went on after what concerned
+/// single ones, or ended where the disk is full over there.
 fn partial(ran: &Ran) -> bool {
-    !ran.cut && matches!(ran.finished.status.code(), Some(23 | 24))
+    !ran.cut && (matches!(ran.finished.status.code(), Some(23 | 24)) || ran.is_full())
 }
 
 /// What `stop` means for those that were still along.

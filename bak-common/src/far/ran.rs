@@ -75,6 +75,11 @@ impl Ran {
             && full(&self.finished.stderr).is_none()
     }
 
+    /// Whether there was no room over there.
+    pub fn is_full(&self) -> bool {
+        full(&self.finished.stderr).is_some()
+    }
+
     /// An error if the limit ended it, which is a [`LimitReached`].
     pub fn in_limit(&self) -> Result<()> {
         if self.cut && !self.finished.status.success() { Err(LimitReached.into()) } else { Ok(()) }
