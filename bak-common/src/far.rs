@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::command::{Event, Program};
 use crate::lock::Lock;
@@ -233,6 +234,8 @@ impl Far {
         }
         let [from, to] = places;
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
+        // The meter waits for us to see what it has counted: 47 MiB in so long are more than any line carries.
+        program = program.ticking(Duration::from_millis(20));
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
         if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;

@@ -152,43 +152,36 @@ impl Outbox {
         while rest.peek().is_some() {
             let noted: Vec<Result<Noted>> =
                 rest.by_ref().take(MANY).map(|(dump, note)| self.write(dump, note)).collect();
-            let step = |all: Vec<Result<Noted>>, step: fn(Noted) -> Result<Noted>| -> Vec<Result<Noted>> {
-                all.into_iter().map(|one| one.and_then(step)).collect()
-            };
-            let put = step(step(noted, Noted::flush), Noted::put);
+            let flushed = fsio::sync_good(noted, |one: &Noted| one.file.as_ref().map_or(one.dir.as_fd(), File::as_fd));
+            let put: Vec<Result<Noted>> = flushed.into_iter().map(|noted| noted.and_then(Noted::put)).collect();
             // One flush serves for all that was made in it.
             let parent = self.sent_dir().and_then(|sent| sent.map_or(Ok(()), |sent| fsio::sync(sent.as_fd())));
             let parent = parent.map_err(|error| format!("{error:#}"));
-            results.extend(put.into_iter().map(|put| {
-                let Noted { sent, new, .. } = put?;
-                if let Some((dir, _)) = new {
-                    parent.clone().map_err(|error| anyhow!(error))?;
-                    fsio::sync(dir.as_fd())?;
-                }
-                Ok(sent)
-            }));
+            let whole = |noted: Noted| parent.clone().map(|()| noted.sent).map_err(|error| anyhow!(error));
+            let placed = fsio::sync_good(put, |one: &Noted| one.dir.as_fd());
+            results.extend(placed.into_iter().map(|noted| noted.and_then(whole)));
         }
         results
     }
 
     /// Writes the entry of the history for a dump, unflushed, under another name.
     fn write(&self, dump: &Dump, note: SentNote) -> Result<Noted> {
-        if let Some(old) = self.sent(dump)? {
-            if !old.same(dump) {
-                bail!("another dump was sent as {}", dump.stem);
-            }
-            return Ok(Noted { sent: old, new: None });
-        }
-        let mut sent = dump.bare();
-        sent.sent.insert(self.dest.clone(), note);
         let top = fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?;
         let place = Self::place(&dump.vm);
         fsio::make_dir_unflushed(top.as_fd(), &place)?;
         let dir = fsio::open_dir(top.as_fd(), &place).context("cannot open the history of what was sent")?;
+        if let Some(old) = read_sidecar(dir.as_fd(), &dump.stem)? {
+            if !old.same(dump) {
+                bail!("another dump was sent as {}", dump.stem);
+            }
+            return Ok(Noted { sent: old, dir, file: None });
+        }
+        let mut sent = dump.bare();
+        sent.sent.insert(self.dest.clone(), note);
         // What a crash has left.
         fsio::unlink(dir.as_fd(), &temp(&sent))?;
         let file = fsio::write_unflushed(dir.as_fd(), &temp(&sent), &sent.to_sidecar())?;
-        Ok(Noted { sent, new: Some((dir, file)) })
+        Ok(Noted { sent, dir, file: Some(file) })
     }
 }
 
@@ -208,11 +201,12 @@ impl Outbox {
     }
 }
 
-/// An entry of the history that is being written; nothing is, where it was there already.
+/// An entry of the history that is being written.
 struct Noted {
     sent: Dump,
-    /// Its directory, and its file.
-    new: Option<(OwnedFd, File)>,
+    dir: OwnedFd,
+    /// None where it was there already.
+    file: Option<File>,
 }
 
 /// What an entry of the history is called until it is whole.
@@ -221,17 +215,10 @@ fn temp(sent: &Dump) -> String {
 }
 
 impl Noted {
-    fn flush(self) -> Result<Self> {
-        if let Some((_, file)) = &self.new {
-            fsio::sync(file.as_fd())?;
-        }
-        Ok(self)
-    }
-
     /// Gives the file its name. The directory is not flushed.
     fn put(self) -> Result<Self> {
-        if let Some((dir, _)) = &self.new {
-            fsio::replace(dir.as_fd(), &temp(&self.sent), &self.sent.stem.sidecar())?;
+        if self.file.is_some() {
+            fsio::replace(self.dir.as_fd(), &temp(&self.sent), &self.sent.stem.sidecar())?;
         }
         Ok(self)
     }

@@ -58,16 +58,16 @@ impl Locked<'_> {
             Ok((file, dir))
         };
         let written: Vec<Result<(File, OwnedFd)>> = changes.iter().enumerate().map(write).collect();
-        let flush = |made: Result<(File, OwnedFd)>| made.and_then(|(file, dir)| fsio::sync(file.as_fd()).map(|()| dir));
-        let flushed: Vec<Result<OwnedFd>> = written.into_iter().map(flush).collect();
-        let place = |(at, (made, (_, dump))): (usize, (Result<OwnedFd>, &(&Entry, Dump)))| {
-            let (dir, temp, name) = (made?, at.to_string(), dump.stem.sidecar());
+        let flushed = fsio::sync_good(written, |(file, _)| file.as_fd());
+        let place = |(at, (made, (_, dump))): (usize, (Result<(File, OwnedFd)>, &(&Entry, Dump)))| {
+            let ((_, dir), temp, name) = (made?, at.to_string(), dump.stem.sidecar());
             rustix::io::retry_on_intr(|| rustix::fs::renameat(&work, temp.as_str(), &dir, name.as_str()))
                 .context("cannot put the sidecar in its place")?;
             Ok(dir)
         };
-        let placed: Vec<Result<OwnedFd>> = flushed.into_iter().zip(changes).enumerate().map(place).collect();
-        let results = placed.into_iter().map(|placed| fsio::sync(placed?.as_fd())).collect();
+        let placed = flushed.into_iter().zip(changes).enumerate().map(place).collect();
+        let results = fsio::sync_good(placed, |dir: &OwnedFd| dir.as_fd()).into_iter().map(|done| done.map(drop));
+        let results = results.collect();
         // What cannot be removed now is overwritten or discarded later.
         let _ = discard(base.as_fd(), NOTING);
         results

@@ -43,10 +43,6 @@ impl Leaving<'_> {
     fn goes_on(&self, results: &[Result<()>]) -> bool {
         self.stems.iter().any(|(at, _)| results[*at].is_ok())
     }
-
-    fn sync_dir(&self) -> Result<()> {
-        self.dir.as_ref().map_or(Ok(()), |dir| fsio::sync(dir.as_fd()))
-    }
 }
 
 impl Locked<'_> {
@@ -116,8 +112,8 @@ impl Locked<'_> {
     /// sidecars. What has no dropped sidecar is done.
     fn finish_remove(&self, leaving: Vec<Leaving>, results: &mut [Result<()>]) {
         // The new places first: a power cut in between never leaves a sidecar in neither.
-        each(&leaving, results, |one| fsio::sync(one.dropped.as_fd()));
-        each(&leaving, results, |one| one.sync_dir());
+        flush(&leaving, results, |one| Some(&one.dropped));
+        flush(&leaving, results, |one| one.dir.as_ref());
         for one in &leaving {
             let Some(dir) = &one.dir else { continue };
             for (at, stem) in &one.stems {
@@ -127,7 +123,7 @@ impl Locked<'_> {
             }
         }
         // Else a power cut could bring files back that no sidecar names any more.
-        each(&leaving, results, |one| one.sync_dir());
+        flush(&leaving, results, |one| one.dir.as_ref());
         for one in &leaving {
             for (at, stem) in &one.stems {
                 if results[*at].is_ok() {
@@ -183,12 +179,16 @@ impl Locked<'_> {
     }
 }
 
-/// Takes one step for each place of which something has not failed.
-fn each(leaving: &[Leaving], results: &mut [Result<()>], step: impl Fn(&Leaving) -> Result<()>) {
-    for one in leaving {
-        if one.goes_on(results)
-            && let Err(error) = step(one)
-        {
+/// Flushes one directory of each place of which something has not failed.
+fn flush(
+    leaving: &[Leaving],
+    results: &mut [Result<()>],
+    dir: impl for<'a, 'b> Fn(&'a Leaving<'b>) -> Option<&'a OwnedFd>,
+) {
+    let places: Vec<&Leaving> = leaving.iter().filter(|one| one.goes_on(results) && dir(one).is_some()).collect();
+    let dirs: Vec<BorrowedFd> = places.iter().filter_map(|one| dir(one)).map(AsFd::as_fd).collect();
+    for (one, flushed) in places.iter().zip(fsio::sync_all(&dirs)) {
+        if let Err(error) = flushed {
             one.fail(&error, results);
         }
     }
