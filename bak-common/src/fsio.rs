@@ -312,3 +312,25 @@ pub fn names(dir: BorrowedFd) -> rustix::io::Result<Vec<(String, FileType)>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushes_of_many_end_as_those_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = rustix::pipe::pipe().unwrap().0;
+        for count in [3, FLUSHES, 21] {
+            let mut made: Vec<Result<OwnedFd>> =
+                (0..count).map(|at| Ok(File::create(dir.path().join(at.to_string())).unwrap().into())).collect();
+            made[0] = Err(anyhow!("before"));
+            // A pipe cannot be flushed.
+            made[2] = Ok(pipe.try_clone().unwrap());
+            let flushed = sync_good(made, |fd| fd.as_fd());
+            let failed: Vec<usize> = (0..count).filter(|at| flushed[*at].is_err()).collect();
+            assert_eq!(failed, [0, 2]);
+            assert_eq!(flushed[0].as_ref().unwrap_err().to_string(), "before");
+        }
+    }
+}
