@@ -52,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    tick: Duration,
 }
 
 /// A program that is there and cannot be run.
@@ -79,7 +80,7 @@ pub struct Finished {
 /// What a caller may do while a program runs: see its output as it comes, and stop it.
 pub enum Event<'a> {
     Output(&'a [u8]),
-    /// At least five times a second.
+    /// At least five times a second, or as often as asked for: see [`Program::ticking`].
     Tick,
 }
 
@@ -108,6 +109,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            tick: Duration::from_millis(100),
         })
     }
 
@@ -157,6 +159,12 @@ impl Program {
 
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
+        self
+    }
+
+    /// Has [`Event::Tick`] come about this often.
+    pub fn ticking(mut self, every: Duration) -> Self {
+        self.tick = every;
         self
     }
 
@@ -288,7 +296,7 @@ impl Program {
                 }
                 std::thread::sleep(Duration::from_millis(2));
             } else {
-                match said.recv_timeout(Duration::from_millis(100)) {
+                match said.recv_timeout(self.tick) {
                     Ok(event) => {
                         if let Err(error) = hear(event, &mut open, &mut watch) {
                             break Err(error);
@@ -305,7 +313,7 @@ impl Program {
                     }
                 }
             }
-            if ticked.elapsed() > Duration::from_millis(150) {
+            if ticked.elapsed() >= self.tick {
                 ticked = Instant::now();
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);

@@ -24,7 +24,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::crossed;
+use crate::crossed::Known;
 use crate::identity;
 use crate::plan;
 use crate::progress::Turn;
@@ -263,13 +263,13 @@ fn foresee(
     order: Vec<Dump>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    let mut budget = budget.clone();
+    let (mut budget, begun) = (budget.clone(), Known::new(outbox.ledger(), &dest.name));
     let order = share::arrange(order, &mut budget, |dump| cost(dump, &dest.name));
     let costs: Vec<u64> = order.iter().map(|dump| cost(dump, &dest.name)).collect();
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
-        crossed::note(&mut dump, &dest.name, &outbox.ledger());
+        begun.note(&mut dump);
         match share {
             Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
             Some(share) if share < costs[at] => {
@@ -311,8 +311,9 @@ fn all_wait(
     waiting: Vec<Entry>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
+    let begun = Known::new(outbox.ledger(), &outbox.dest);
     waiting.into_iter().map(|entry| entry.dump).try_for_each(|mut dump| {
-        crossed::note(&mut dump, &outbox.dest, &outbox.ledger());
+        begun.note(&mut dump);
         tell(session, dump, why.to_owned(), done)
     })
 }

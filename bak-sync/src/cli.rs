@@ -37,7 +37,7 @@ Examples:
       with a configuration: what was linked now, and what was pending, to every destination
 
 A dump counts as sent when its data, then its sidecar, have arrived and been flushed, and a listing shows all of it. \
-What fails stays pending and goes last next time; the others go on. Nothing over there is ever overwritten or deleted, and \
+What fails stays pending and goes last next time; the others go on. Small dumps (up to 1 MiB) go together. Nothing over there is ever overwritten or deleted, and \
 nothing is sent to a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every \
 attempt.
 

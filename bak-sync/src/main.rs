@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod apply;
+mod batch;
 mod carry;
 mod cli;
 mod crossed;
@@ -14,6 +15,7 @@ mod show;
 mod slices;
 mod summary;
 mod timetable;
+mod together;
 mod turns;
 mod until;
 mod way;

@@ -74,10 +74,8 @@ impl Pass<'_> {
             let laid = match basis {
                 Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
                 Some(basis) => {
-                    let new = format!("{place}/{}", file.name);
-                    self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
-                        links.push((basis.there.clone(), new));
-                    })
+                    let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
+                    self.far.seed_bases(&self.basis, &pair).and_then(|ran| ran.check()).map(|()| links.extend(pair))
                 }
                 None if journey.way.sliced && self.far.loses_partials() => self.lay_empty(place, file),
                 None => Ok(()),
@@ -98,9 +96,9 @@ impl Pass<'_> {
 
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
     pub fn take_up(&self, dump: &Dump, links: &[(FarFile, String)]) {
-        for (old, new) in links {
-            let dropped = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check());
-            self.warn(dump, &format!("cannot remove {}/{new} over there", self.basis), dropped);
+        for link in links {
+            let dropped = self.far.drop_bases(&self.basis, std::slice::from_ref(link)).and_then(|ran| ran.check());
+            self.warn(dump, &format!("cannot remove {}/{} over there", self.basis, link.1), dropped);
         }
     }
 
@@ -140,11 +138,11 @@ impl Pass<'_> {
         fs::create_dir_all(&dir).context("cannot make a temporary directory")?;
         let path = dir.join(&file.name);
         let made = copy_after(&mut old, &path, gap).context("cannot make a temporary file");
-        let new = format!("{place}/{}", file.name);
+        let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
         let laid = made.and_then(|bytes| {
-            self.far.seed_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.seed_bases(&self.basis, &pair)?.check()?;
             let laid = self.far.seed_from(&dir, place, PARTIAL, &file.name, &self.basis, bytes);
-            self.far.drop_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.drop_bases(&self.basis, &pair)?.check()?;
             laid
         });
         fs::remove_file(&path).context("cannot remove a temporary file")?;

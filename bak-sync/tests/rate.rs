@@ -2,10 +2,11 @@
 
 mod common;
 
-use bak_tests::{bin, noise};
+use bak_tests::bin;
 use common::{DAY1, Place};
 use serde_json::json;
 use std::fs;
+use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,16 +14,21 @@ use std::time::{Duration, Instant};
 struct Counted {
     place: Place,
     pass: Child,
+    /// When it was started, its clock being as asked for.
+    started: Instant,
 }
 
 impl Counted {
     /// Starts one with 30 MB to send, the clock at `time` if one is given.
     fn start(time: Option<&str>, bwlimit: &str) -> Self {
         let place = Place::new(true);
-        place.wait_with("web", DAY1, &noise(1, 30_000_000), json!({}));
+        let mut content = vec![0; 30_000_000];
+        fs::File::open("/dev/urandom").unwrap().read_exact(&mut content).unwrap();
+        place.wait_with("web", DAY1, &content, json!({}));
         fs::create_dir(place.kit.path("counts")).unwrap();
         let sshd = place.sshd.as_ref().unwrap();
         let counter = format!("{} {}", bin("bak-test-count").display(), place.kit.path("counts").display());
+        let started = Instant::now();
         let mut command = place.kit.command(if time.is_some() { "faketime".into() } else { bin("bak-sync") });
         if let Some(time) = time {
             let clock = format!("2026-11-20T{time}Z").parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp();
@@ -32,7 +38,7 @@ impl Counted {
         command.args(["--outbox", "outbox", "--dest", &format!("box={}", sshd.url(&place.far()))]);
         command.args(["--ssh", &format!("{counter} {}", sshd.command()), "--bwlimit", bwlimit]);
         let pass = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { place, pass }
+        Self { place, pass, started }
     }
 
     /// What was sent so far.
@@ -81,12 +87,11 @@ fn the_average_is_within_a_tenth_of_the_rate() {
 
 /// Within five seconds of its time, in a transfer that runs.
 fn a_timetable_holds(before: &str, after: &str, least: f64, most: f64) {
-    let begun = Instant::now();
     let mut counted = Counted::start(Some("07:59:52"), &format!("07:00,{before} 08:00,{after}"));
     counted.at(100_000);
-    assert!(begun.elapsed() < Duration::from_secs(8), "too late to see the change");
+    assert!(counted.started.elapsed() < Duration::from_secs(8), "too late to see the change");
     // Eight o'clock is eight seconds after the start.
-    std::thread::sleep(Duration::from_secs(13).saturating_sub(begun.elapsed()));
+    std::thread::sleep(Duration::from_secs(13).saturating_sub(counted.started.elapsed()));
     let rate = counted.rate(Duration::from_secs(2));
     assert!(rate > least && rate < most, "{before} to {after}: {rate}");
 }

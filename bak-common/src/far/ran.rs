@@ -82,6 +82,11 @@ impl Ran {
         self.end.is_none() && (matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
     }
 
+    /// Whether there was no room over there.
+    pub fn is_full(&self) -> bool {
+        full(&self.finished.stderr).is_some()
+    }
+
     /// Whether a next try can only end the same way.
     fn hopeless(&self) -> bool {
         let said = &self.finished.stderr;

@@ -99,6 +99,8 @@ impl Far {
             }
         }
         let [from, to] = places;
+        // The meter waits for us to see what it has counted: 47 MiB in so long are more than any line carries.
+        program = program.ticking(Duration::from_millis(20));
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
         // A terminal's Ctrl-C is for us, who end it in order.
