@@ -77,7 +77,10 @@ impl Pass<'_> {
                     let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
                     self.far.seed_bases(&self.basis, &pair).and_then(|ran| ran.check()).map(|()| links.extend(pair))
                 }
-                None if journey.way.sliced && self.far.loses_partials() => self.lay_empty(place, file),
+                None if journey.way.sliced && (self.far.loses_partials() || self.far.may_hide_partials()) => {
+                    self.warn(dump, "cannot be sent in slices", self.lay_empty(place, file));
+                    Ok(())
+                }
                 None => Ok(()),
             };
             self.warn(dump, "goes without a basis", laid);

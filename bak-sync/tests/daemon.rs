@@ -181,6 +181,8 @@ fn what_a_daemon_refuses_is_said_in_words() {
     let web = place.wait_there("web", DAY1, 1000, json!({}));
     sync_to(&place, &url.replace("/bak", "/bka"), &[]).expect(1).says("no such module").says("Unknown module 'bka'");
     sync_to(&place, &url.replace("/bak", "/other"), &["--init"]).expect(1).says("is that directory there?");
+    sync_to(&place, &format!("{url}/not/there"), &["--init"]).expect(1).says("is that directory there?");
+    assert!(!place.far().join("not").exists());
     sync_to(&place, "rsync://127.0.0.1:1/bak", &[]).expect(1).says("cannot connect to 127.0.0.1 port 1");
     sync_to(&place, "rsync://127.0.0.1/", &[]).expect(2).says("name the module");
     assert_eq!(check_store(&place.outbox()).whole, [web.as_str()]);
@@ -193,8 +195,19 @@ fn what_a_daemon_refuses_is_said_in_words() {
 }
 
 #[test]
+fn a_module_that_hides_what_has_arrived_of_a_file_is_said() {
+    let place = Place::daemon("exclude = .part/");
+    place.wait_there("web", DAY1, 400_000, json!({}));
+    let ran = place.sync(["--limit", "200K"]).expect(0);
+    ran.says("web@20261118T010000Z: cannot be sent in slices: the module's filters exclude");
+    place.sync([]).clean();
+    assert_eq!(check_store(&place.far()).whole.len(), 1);
+}
+
+#[test]
 fn what_a_daemon_refuses_and_is_not_needed_is_done_without() {
-    for more in ["refuse options = compress fsync", "refuse options = delete"] {
+    let odd = "munge symlinks = yes\nincoming chmod = Dug+rwx,Fug+rw";
+    for more in ["refuse options = compress fsync", "refuse options = delete", odd] {
         let place = Place::daemon(more);
         let mut content = noise(1, 1_000_000);
         place.wait_with("web", DAY1, &content, json!({}));
@@ -227,7 +240,8 @@ fn one_that_serves_one_at_a_time_is_waited_for() {
     command.args(args);
     let pass = std::thread::spawn(move || finish(command, ""));
     let begun = Instant::now();
-    while !rsyncd.log().contains("max connections") {
+    // The two of a look are turned away, and then each in its turn, again and again.
+    while rsyncd.log().matches("max connections").count() < 5 {
         assert!(begun.elapsed() < Duration::from_secs(60), "it is not asked: {}", rsyncd.log());
         std::thread::sleep(Duration::from_millis(5));
     }
