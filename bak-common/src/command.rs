@@ -52,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    heeds: bool,
     tick: Duration,
 }
 
@@ -109,6 +110,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            heeds: false,
             tick: Duration::from_millis(100),
         })
     }
@@ -178,6 +180,12 @@ impl Program {
     /// and they can be ended together: see [`stop_group`].
     pub fn own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
+    pub fn heeding(mut self) -> Self {
+        self.heeds = true;
         self
     }
 
@@ -318,6 +326,11 @@ impl Program {
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);
                 }
+            }
+            if self.heeds
+                && let Err(error) = crate::stop::check()
+            {
+                break Err(error);
             }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
