@@ -14,6 +14,8 @@ use crate::record::{Dump, SentNote};
 use crate::report::Kind;
 use crate::store::{BAK, Store, Unreadable};
 
+mod begun;
+
 const SENT: &str = "sent";
 const GONE: &str = "gone";
 const IDENTITY: &str = "dest";

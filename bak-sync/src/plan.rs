@@ -129,6 +129,18 @@ pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: 
     listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
 }
 
+/// What there is over there of a dump that has no sidecar there: its files, what is partial of them, and rsync's temporary
+/// files for them.
+pub fn rest(dump: &Dump, place: &str, listing: &[FarFile]) -> Vec<FarFile> {
+    let own = |name: &str| dump.files.iter().any(|file| file.name == name);
+    let ours = |file: &&FarFile| {
+        let Some((dir, name)) = file.name.rsplit_once('/') else { return false };
+        let here = dir == place || dir == format!("{place}/{PARTIAL}");
+        here && (own(name) || temporary(name).is_some_and(own))
+    };
+    listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
+}
+
 /// The name of which `name` is rsync's temporary file: `.NAME.XXXXXX`.
 fn temporary(name: &str) -> Option<&str> {
     let (of, random) = name.strip_prefix('.')?.rsplit_once('.')?;
@@ -261,6 +273,30 @@ mod tests {
             litter(&new, "web", ".basis", &[old], &listing).into_iter().map(|file| file.name).collect();
         let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
         assert_eq!(swept, expected);
+    }
+
+    #[test]
+    fn the_rest_of_a_dump_is_what_bears_its_names() {
+        let new = dump("web", "2026-11-20T01:00:00Z", None);
+        let (data, other) = ("web-20261120T010000Z.qcow2", "web-20261119T010000Z.qcow2");
+        let table = [
+            (format!("web/{data}"), true),
+            (format!("web/.part/{data}"), true),
+            (format!("web/.{data}.aZ09bc"), true),
+            (format!("web/.part/.{data}.aZ09bc"), true),
+            (format!("web/{other}"), false),
+            (format!("web/.part/{other}"), false),
+            (format!("web/.{other}.aZ09bc"), false),
+            (format!("web/{data}.old"), false),
+            (format!("web/mine/{data}"), false),
+            (format!("db/{data}"), false),
+            (data.to_owned(), false),
+        ];
+        let mut listing: Vec<FarFile> = table.iter().map(|(name, _)| far(name, 10)).collect();
+        listing.push(FarFile { kind: FarKind::Dir, ..far(&format!("web/{data}"), 10) });
+        let rest: Vec<String> = rest(&new, "web", &listing).into_iter().map(|file| file.name).collect();
+        let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
+        assert_eq!(rest, expected);
     }
 
     proptest! {

@@ -5,12 +5,13 @@
 //! arrive, for whatever reason, holds nobody: it goes alone afterwards, and there its trouble is met again, and told.
 
 use anyhow::{Context, Result};
-use bak_common::far::{Bounds, FarFile, FarKind, LimitReached, Ran};
-use bak_common::ledger::Attempt;
+use bak_common::far::{Bounds, FarFile, FarKind, LimitReached, Ran, TimeIsUp};
+use bak_common::ledger::{Attempt, Ended};
 use bak_common::meter::Wire;
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::stop;
 use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -56,7 +57,8 @@ enum Came {
     Again,
     /// It has not arrived, and must go alone.
     Alone,
-    Cut,
+    /// It was ended in order, by this.
+    Cut(Ended),
 }
 
 impl One {
@@ -127,7 +129,9 @@ impl Pass<'_> {
         self.budget.spend(wire.both());
         let why = match &why {
             Some(Stop::Trouble(trouble)) => Some(format!("{:#}", trouble.error)),
-            _ => None,
+            Some(Stop::Time) => Some(self.why_cut(Ended::Until)),
+            Some(Stop::Signal(stopped)) => Some(stopped.to_string()),
+            Some(Stop::Limit) | None => None,
         };
         self.charge(
             &all,
@@ -246,6 +250,12 @@ impl Pass<'_> {
             }
         }
         if !pairs.is_empty() {
+            let may = self.far.may_discard();
+            // What could never be taken up again is not laid.
+            if !may.as_ref().is_ok_and(|may| *may) {
+                self.warn_all("small dumps go without a basis", may.map(|_| ()));
+                return Vec::new();
+            }
             let laid = self.far.seed_bases(&self.basis, &pairs).and_then(|ran| ran.check());
             self.warn_all("small dumps go without a basis", laid);
         }
@@ -260,16 +270,17 @@ impl Pass<'_> {
         }
         let outbox = self.outbox.store.path();
         let sparse = all.iter().any(|one| holes(&outbox.join(&one.place), &one.dump));
-        let mut options = self.data_options(block_size(batch::EACH), based, sparse);
+        let mut options = self.data_options(None, block_size(batch::EACH), based, sparse);
         if self.far.is_remote() {
             options.extend(["--info=progress0".into(), format!("--out-format={COSTS}")]);
         }
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let line = attempt(self.session, self.dest, id, None, Wire::default(), begun, "running");
         let mut noted = Noted::new(line, begun);
+        let bounds = Bounds { long: true, ..Bounds::under(self.lock) };
         let ledger = &mut self.ledger;
         let mut watch = |wire| noted.at(ledger, wire);
-        let ran = self.far.send(outbox, "", &names, &options, Bounds::under(self.lock), &mut watch)?;
+        let ran = self.far.send(outbox, "", &names, &options, bounds, &mut watch)?;
         let costs = costs(&ran.finished.stdout);
         for one in all.iter_mut() {
             let of_files: Option<u64> = one.names().map(|name| costs.get(&name).copied()).sum();
@@ -340,6 +351,8 @@ impl Pass<'_> {
     fn warn_all(&self, what: &str, result: Result<()>) {
         if let Err(error) = result
             && !error.is::<LimitReached>()
+            && !error.is::<TimeIsUp>()
+            && stop::caught().is_none()
         {
             self.session.report.warn(&self.dest.name, &format!("{what}: {error:#}"));
         }
@@ -357,7 +370,7 @@ fn near(places: &HashMap<&str, Vec<&FarFile>>, place: &str, basis: &str) -> Vec<
 /// Whether rsync has carried some of the files, and not all, and a look tells which: it went on after what concerned
 /// single ones, or ended where the disk is full over there.
 fn partial(ran: &Ran) -> bool {
-    !ran.cut && (matches!(ran.finished.status.code(), Some(23 | 24)) || ran.is_full())
+    !ran.cut && ran.end.is_none() && (matches!(ran.finished.status.code(), Some(23 | 24)) || ran.is_full())
 }
 
 /// What `stop` means for those that were still along.
@@ -365,7 +378,9 @@ fn stop_at(stop: &Stop, all: &mut [One]) {
     let mut first = true;
     for one in all.iter_mut().filter(|one| one.came == Came::Along) {
         one.came = match stop {
-            Stop::Limit => Came::Cut,
+            Stop::Limit => Came::Cut(Ended::Limit),
+            Stop::Time => Came::Cut(Ended::Until),
+            Stop::Signal(_) => Came::Cut(Ended::Stopped),
             // One of them tries the line, again and again if need be.
             Stop::Trouble(trouble) if trouble.line_down && !first => Came::Again,
             Stop::Trouble(_) => Came::Alone,

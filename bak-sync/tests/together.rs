@@ -197,7 +197,7 @@ fn killed_at_any_system_call_a_batch_loses_nothing_and_is_finished_by_the_next_p
     let mut killed = 0;
     for name in ["fsync", "renameat", "renameat2", "unlinkat", "mkdirat", "fdatasync"] {
         for when in [1, 2, 5, 9, 12, 21] {
-            let place = Place { kit: Kit::new_in(Path::new("/dev/shm")), sshd: None };
+            let place = Place { kit: Kit::new_in(Path::new("/dev/shm")), sshd: None, rsyncd: None };
             fs::create_dir(place.far()).unwrap();
             place.sync(["--init"]).clean();
             let ids = sorted(wait(&place, IDS));

@@ -1,7 +1,7 @@
 //! What is noted of dumps that went together: their shares of what it has cost, the history, and their links.
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::ledger::{Attempt, Ledger, Line};
+use bak_common::ledger::{Attempt, Ended, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::record::{Dump, SentNote};
 use bak_common::store::Entry;
@@ -24,7 +24,8 @@ impl Pass<'_> {
         let line = |(at, one): (usize, &One)| {
             let (result, why) = match one.came {
                 Came::Along => ("sent", None),
-                Came::Cut => ("cut", None),
+                Came::Cut(Ended::Stopped) => ("stopped", sum.why.clone()),
+                Came::Cut(_) => ("cut", sum.why.clone()),
                 Came::Again | Came::Alone => ("failed", sum.why.clone()),
             };
             Line::Attempt(Attempt {
@@ -56,7 +57,12 @@ impl Pass<'_> {
                 }
                 Came::Again => Fate::Again,
                 Came::Alone => Fate::Alone,
-                Came::Cut => Fate::Cut(Box::new(self.excused(one.dump.clone()))),
+                Came::Cut(ended) => {
+                    // In case it is taken out of the outbox before it goes on.
+                    let noted = self.outbox.note_begun(&one.dump);
+                    self.warn_all("cannot note what was begun", noted);
+                    Fate::Cut(Box::new(self.excused(one.dump.clone())), ended)
+                }
             };
             fates.insert(one.dump.id, Ok(fate));
         }
@@ -93,6 +99,10 @@ impl Pass<'_> {
         };
         let unlinked = self.unlink_all(arrived.iter().zip(&noted).map(|(one, noted)| (&one.entry, noted.is_ok())));
         let both = |(noted, unlinked): (Result<Dump>, Result<()>)| noted.and_then(|dump| unlinked.map(|()| dump));
+        for one in arrived.iter().filter(|one| one.resumed) {
+            let forgotten = self.outbox.forget_begun(&one.dump);
+            self.warn_all("cannot note what has arrived", forgotten);
+        }
         let results: Vec<Result<Dump>> = noted.into_iter().zip(unlinked).map(both).collect();
         self.history.extend(results.iter().flatten().cloned());
         results
