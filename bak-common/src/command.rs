@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::CommandFdExt;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 pub mod guard;
 
+/// For how long a program that heads its group may end in order what it has started.
+pub const HEAD: Duration = Duration::from_secs(1);
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
@@ -174,9 +176,9 @@ impl Program {
         self
     }
 
-    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
-    /// and they can be ended together: see [`stop_group`].
-    pub fn own_group(mut self) -> Self {
+    /// Makes it the head of a process group, so that [`stop_group`] and [`stop_head`] reach all that it starts. A terminal's
+    /// signals do not reach it then, but our death does.
+    pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
         self
     }
@@ -191,6 +193,9 @@ impl Program {
         command.arg(&self.path).args(&self.args);
         if !self.own_locale {
             command.env("LC_ALL", "C");
+        }
+        if self.own_group {
+            command.process_group(0);
         }
         command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
@@ -334,7 +339,7 @@ impl Program {
             }
             Err(error) => {
                 if self.own_group {
-                    stop_group(&mut child);
+                    let _ = stop_head(&mut child, HEAD);
                 } else {
                     stop(&mut child);
                 }
@@ -360,23 +365,41 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
-/// that is left of its group is ended. It is gone when this returns.
-pub fn stop_group(child: &mut Child) {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    // As long as it is not waited for, its number is nobody else's.
+/// Whether a program has ended. It is not taken leave of: its number stays its own.
+pub fn has_ended(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        Some(pid) => !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)),
+        None => true,
+    }
+}
+
+/// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
+/// program has ended or `patience` has. Says how it ended.
+pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
+    end_group(child, patience, |group| rustix::process::kill_process_group(group, Signal::TERM))
+}
+
+/// The same, but asks the program alone, which then ends in order what it has started.
+pub fn stop_head(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
+    end_group(child, patience, |head| rustix::process::kill_process(head, Signal::TERM))
+}
+
+fn end_group(child: &mut Child, patience: Duration, ask: impl Fn(Pid) -> rustix::io::Result<()>) -> Result<ExitStatus> {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let Ok(seen) = waitid(WaitId::Pid(pid), look) else { return };
-    let ended = || !matches!(waitid(WaitId::Pid(pid), look), Ok(None));
-    if seen.is_none() {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    let known = |pid: &Pid| rustix::process::waitid(WaitId::Pid(*pid), look).is_ok();
+    // As long as it is not waited for, its number, which is the group's, is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw).filter(known) {
+        if !has_ended(child) {
+            let _ = ask(group);
+        }
         let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(1) && !ended() {
+        while asked.elapsed() < patience && !has_ended(child) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-    let _ = child.wait();
+    child.wait().context("cannot wait for a program")
 }
 
 impl Finished {

@@ -310,7 +310,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            crate::command::stop_group(master);
+            let _ = crate::command::stop_head(master, crate::command::HEAD);
         }
     }
 }

@@ -50,12 +50,12 @@ impl Far {
                 let check = Program::new(&self.shell[0])?
                     .args(with_socket(&["-O", "check", "--", host]))
                     .timeout(Duration::from_secs(10))
-                    .own_group()
+                    .in_own_group()
                     .run_with(|_| stop::check());
                 let check = match check {
                     Ok(check) => check,
                     Err(error) => {
-                        crate::command::stop_group(&mut master);
+                        let _ = crate::command::stop_head(&mut master, crate::command::HEAD);
                         return Err(error);
                     }
                 };
@@ -65,7 +65,7 @@ impl Far {
             }
             let late = begun.elapsed() > Duration::from_secs(60);
             if late || stop::caught().is_some() {
-                crate::command::stop_group(&mut master);
+                let _ = crate::command::stop_head(&mut master, crate::command::HEAD);
                 stop::check()?;
                 bail!("ssh could not connect within 60 s");
             }
