@@ -20,8 +20,6 @@ use std::time::{Duration, Instant};
 
 pub mod guard;
 
-/// For how long a program that heads its group may end in order what it has started.
-pub const HEAD: Duration = Duration::from_secs(1);
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
@@ -54,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    heeds: bool,
     tick: Duration,
 }
 
@@ -111,6 +110,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            heeds: false,
             tick: Duration::from_millis(100),
         })
     }
@@ -176,10 +176,16 @@ impl Program {
         self
     }
 
-    /// Makes it the head of a process group, so that [`stop_group`] and [`stop_head`] reach all that it starts. A terminal's
-    /// signals do not reach it then, but our death does.
+    /// Makes it the head of a process group, so that [`stop_group`] reaches all that it starts. A terminal's signals do not
+    /// reach it then, but our death does.
     pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
+    pub fn heeding(mut self) -> Self {
+        self.heeds = true;
         self
     }
 
@@ -193,9 +199,6 @@ impl Program {
         command.arg(&self.path).args(&self.args);
         if !self.own_locale {
             command.env("LC_ALL", "C");
-        }
-        if self.own_group {
-            command.process_group(0);
         }
         command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
@@ -324,6 +327,11 @@ impl Program {
                     break Err(error);
                 }
             }
+            if self.heeds
+                && let Err(error) = crate::stop::check()
+            {
+                break Err(error);
+            }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
                     "{} took longer than {} s and was stopped",
@@ -339,7 +347,10 @@ impl Program {
             }
             Err(error) => {
                 if self.own_group {
-                    let _ = stop_head(&mut child, HEAD);
+                    // Asked by itself it may still put in order what its children do: these have a moment of their own.
+                    ask(&mut child, Duration::from_secs(1));
+                    std::thread::sleep(Duration::from_millis(200));
+                    let _ = stop_group(&mut child, Duration::ZERO);
                 } else {
                     stop(&mut child);
                 }
@@ -365,6 +376,18 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// Asks a program to end, and waits for it so long.
+fn ask(child: &mut Child, patience: Duration) {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+    let asked = Instant::now();
+    if !has_ended(child) {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    }
+    while asked.elapsed() < patience && !has_ended(child) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether a program has ended. It is not taken leave of: its number stays its own.
 pub fn has_ended(child: &Child) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -375,23 +398,12 @@ pub fn has_ended(child: &Child) -> bool {
 }
 
 /// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
-/// program has ended or `patience` has. Says how it ended.
+/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
 pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    end_group(child, patience, |group| rustix::process::kill_process_group(group, Signal::TERM))
-}
-
-/// The same, but asks the program alone, which then ends in order what it has started.
-pub fn stop_head(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    end_group(child, patience, |head| rustix::process::kill_process(head, Signal::TERM))
-}
-
-fn end_group(child: &mut Child, patience: Duration, ask: impl Fn(Pid) -> rustix::io::Result<()>) -> Result<ExitStatus> {
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let known = |pid: &Pid| rustix::process::waitid(WaitId::Pid(*pid), look).is_ok();
-    // As long as it is not waited for, its number, which is the group's, is nobody else's.
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw).filter(known) {
+    // Not reaped yet, so its number, which is the group's, is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         if !has_ended(child) {
-            let _ = ask(group);
+            let _ = rustix::process::kill_process_group(group, Signal::TERM);
         }
         let asked = Instant::now();
         while asked.elapsed() < patience && !has_ended(child) {

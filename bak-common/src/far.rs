@@ -310,7 +310,8 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            let _ = crate::command::stop_head(master, crate::command::HEAD);
+            // It is gone, whatever it says.
+            let _ = crate::command::stop_group(master, ssh::STOPPING);
         }
     }
 }

@@ -251,3 +251,48 @@ fn killed_in_the_middle() {
     node.run("bak-dump", &["--now", "2026-11-20T01:00:03Z", "100"]).clean();
     no_debris(&node);
 }
+
+#[test]
+fn brought_back_by_proxmox() {
+    let node = node();
+    dump(&node, &["--all"]).clean();
+    let restore = |args: &[&str]| node.run("bak-restore", args);
+    let archive = node.kit.store().canonicalize().unwrap().join(format!("{STEM}.vma.zst")).display().to_string();
+    let to = |ran: &Ran| ran.records()[0]["restored"]["to"][0].as_str().unwrap().to_owned();
+    // A number of this node, of another one, and one that is none.
+    restore(&["100"]).expect(4).says("there is a guest 100 already").says("--as").says("--force");
+    fs::write(node.kit.path("pve/nodes/pve2/lxc/200.conf"), "").unwrap();
+    let ran = restore(&["100", "--as", "200", "--force"]).expect(4).says("belongs to a guest of the node pve2");
+    assert!(
+        ran.err.contains("/nodes/pve2/lxc/200.conf ") && ran.err.contains("/nodes/pve1/lxc/200.conf"),
+        "{}",
+        ran.err
+    );
+    restore(&["100", "--as", "web"]).expect(2).says("a number from 100");
+    restore(&["100", "--as", "201", "--to", "/tmp"]).expect(2).says("goes to a storage, by its name");
+    restore(&["100", "--as", "201", "--format", "raw"]).expect(2).says("--format is for disk images");
+    // The plan is the command.
+    let planned = restore(&["100", "--as", "201", "--to", "local-lvm", "-n"]).clean();
+    assert_eq!(to(&planned), format!("qmrestore {archive} 201 --storage local-lvm --unique 1"));
+    assert!(!node.kit.path("pve/qmrestore.args").exists());
+    assert_eq!(to(&restore(&["100", "--as", "201", "--to", "local-lvm"]).clean()), "qemu 201 on pve1");
+    node.sh("cmp pve/content/201 pve/content/100").clean();
+    // Over what is there; and containers.
+    fs::write(node.content(100), "broken").unwrap();
+    restore(&["web", "--force"]).clean();
+    node.sh("cmp pve/content/201 pve/content/100").clean();
+    assert_eq!(node.conf("qmrestore.args"), "201 --storage local-lvm --unique 1\n100 --force 1\n");
+    fs::remove_file(node.kit.path("pve/lxc/102.conf")).unwrap();
+    fs::remove_dir_all(node.content(102)).unwrap();
+    assert_eq!(to(&restore(&["102", "--from", "store"]).clean()), "lxc 102 on pve1");
+    assert_eq!(fs::read(node.content(102).join("data")).unwrap(), noise(102, 100_000));
+    // Said to be done, and not done; and damaged, which is seen before anything is touched.
+    node.set("behave/300", "nothing");
+    restore(&["100", "--as", "300"]).expect(1).says("qmrestore ended well, and there is no guest 300");
+    let path = file(&node, &format!("{STEM}.vma.zst"));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    restore(&["100", "--as", "301"]).expect(1).says("is damaged");
+    assert_eq!(node.conf("qmrestore.args").lines().count(), 3);
+}

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::end::End;
 use super::{Far, Url};
-use crate::command::Program;
+use crate::command::{Program, stop_group};
 use crate::stop;
+
+/// How long the connection has to end once it was asked to.
+pub(super) const STOPPING: Duration = Duration::from_secs(1);
 
 impl Far {
     /// Starts the ssh connection that the runs share, and waits until it stands; nothing is done where one stands, or none
@@ -51,11 +54,12 @@ impl Far {
                     .args(with_socket(&["-O", "check", "--", host]))
                     .timeout(Duration::from_secs(10))
                     .in_own_group()
-                    .run_with(|_| stop::check());
+                    .heeding()
+                    .run();
                 let check = match check {
                     Ok(check) => check,
                     Err(error) => {
-                        let _ = crate::command::stop_head(&mut master, crate::command::HEAD);
+                        let _ = stop_group(&mut master, STOPPING);
                         return Err(error);
                     }
                 };
@@ -65,7 +69,7 @@ impl Far {
             }
             let late = begun.elapsed() > Duration::from_secs(60);
             if late || stop::caught().is_some() {
-                let _ = crate::command::stop_head(&mut master, crate::command::HEAD);
+                let _ = stop_group(&mut master, STOPPING);
                 stop::check()?;
                 bail!("ssh could not connect within 60 s");
             }

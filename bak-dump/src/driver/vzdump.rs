@@ -13,13 +13,13 @@ mod conf;
 mod dump;
 mod list;
 mod log;
+mod restore;
 
 use anyhow::{Context, Result, bail, ensure};
 use bak_common::calendar::{Time, Zone};
 use bak_common::config::{Config, Writer};
 use bak_common::name::{GuestName, Stem};
 use bak_common::record::{Guest, State};
-use bak_common::report::Kind as Status;
 use bak_common::select::Subject;
 use std::path::PathBuf;
 
@@ -99,9 +99,8 @@ impl Vzdump {
         GuestName::new(format!("{}{id}", self.config.prefix.as_deref().unwrap_or_default()))
     }
 
-    /// The number of a guest of ours.
-    fn id(&self, guest: &Guest) -> Result<u32> {
-        let text = guest.vm.as_str();
+    /// The number of a guest of ours, from what bak calls it.
+    fn number(&self, text: &str) -> Result<u32> {
         let prefix = self.config.prefix.as_deref().unwrap_or_default();
         text.strip_prefix(prefix).and_then(vmid).with_context(|| format!("`{text}` is no number of a Proxmox guest"))
     }
@@ -161,14 +160,14 @@ impl Driver for Vzdump {
 
     fn stem(&self, guest: &Guest, started: Time) -> Stem {
         let local = Zone::default().local(started).format("%Y_%m_%d-%H_%M_%S");
-        let id = self.id(guest).unwrap_or_default();
+        let id = self.number(guest.vm.as_str()).unwrap_or_default();
         // Of sound parts; should it not be, a name of bak's own does as well.
         Stem::new(format!("vzdump-{}-{id}-{local}", guest.kind)).unwrap_or_else(|_| Stem::of(&guest.vm, started))
     }
 
     fn dump(&self, job: &Job) -> Result<Made> {
         let kind = Kind::of(&job.guest.kind).with_context(|| format!("`{}` is no kind of guest", job.guest.kind))?;
-        let id = self.id(job.guest)?;
+        let id = self.number(job.guest.vm.as_str())?;
         let conf = self.conf(kind, id)?;
         if let Some(lock) = conf.get("lock") {
             bail!("is locked ({lock}): if nothing works on it any more, clear that by `{} unlock {id}`", kind.tool());
@@ -183,9 +182,8 @@ impl Driver for Vzdump {
         }
     }
 
-    fn restore(&self, _: &Order) -> Result<Vec<String>> {
-        Err(Status::Usage
-            .says("bak-restore cannot bring back dumps of vzdump yet: use qmrestore or pct restore on its file"))
+    fn restore(&self, order: &Order) -> Result<Vec<String>> {
+        restore::restore(self, order)
     }
 }
 
