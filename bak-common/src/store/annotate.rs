@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::change::{Locked, WORK, discard};
 use super::{Entry, Store};
@@ -22,15 +22,19 @@ fn target(store: &Store, entry: &Entry, dump: &Dump) -> Result<OwnedFd> {
     Ok(dir)
 }
 
+/// Gives a new sidecar, in `work` as `temp`, its place in the directory of its dump.
+fn put(work: BorrowedFd, temp: &str, dir: &OwnedFd, dump: &Dump) -> Result<()> {
+    rustix::io::retry_on_intr(|| rustix::fs::renameat(work, temp, dir, dump.stem.sidecar().as_str()))
+        .context("cannot put the sidecar in its place")
+}
+
 impl Locked<'_> {
     /// Replaces a dump's sidecar by one with other annotations. The dump itself must stay the same.
     pub fn annotate(&self, entry: &Entry, dump: &Dump) -> Result<()> {
         let dir = target(self.store, entry, dump)?;
         // Written in `.bak`, under the lock, so that a crash leaves nothing beside the dumps.
         fsio::write_flushed(self.bak.as_fd(), TEMP, &dump.to_sidecar())?;
-        let moved =
-            rustix::io::retry_on_intr(|| rustix::fs::renameat(&self.bak, TEMP, &dir, dump.stem.sidecar().as_str()));
-        moved.context("cannot put the sidecar in its place")?;
+        put(self.bak.as_fd(), TEMP, &dir, dump)?;
         fsio::sync(dir.as_fd())
     }
 
@@ -59,13 +63,10 @@ impl Locked<'_> {
         };
         let written: Vec<Result<(File, OwnedFd)>> = changes.iter().enumerate().map(write).collect();
         let flushed = fsio::sync_good(written, |(file, _)| file.as_fd());
-        let place = |(at, (made, (_, dump))): (usize, (Result<(File, OwnedFd)>, &(&Entry, Dump)))| {
-            let ((_, dir), temp, name) = (made?, at.to_string(), dump.stem.sidecar());
-            rustix::io::retry_on_intr(|| rustix::fs::renameat(&work, temp.as_str(), &dir, name.as_str()))
-                .context("cannot put the sidecar in its place")?;
-            Ok(dir)
-        };
-        let placed = flushed.into_iter().zip(changes).enumerate().map(place).collect();
+        let mut placed = Vec::new();
+        for (at, (made, (_, dump))) in flushed.into_iter().zip(changes).enumerate() {
+            placed.push(made.and_then(|(_, dir)| put(work.as_fd(), &at.to_string(), &dir, dump).map(|()| dir)));
+        }
         let results = fsio::sync_good(placed, |dir: &OwnedFd| dir.as_fd()).into_iter().map(|done| done.map(drop));
         let results = results.collect();
         // What cannot be removed now is overwritten or discarded later.
