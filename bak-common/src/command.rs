@@ -183,6 +183,12 @@ impl Program {
         self
     }
 
+    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
+    pub fn heeding(mut self) -> Self {
+        self.heeds = true;
+        self
+    }
+
     fn command(&mut self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command
@@ -320,6 +326,11 @@ impl Program {
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);
                 }
+            }
+            if self.heeds
+                && let Err(error) = crate::stop::check()
+            {
+                break Err(error);
             }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
