@@ -165,6 +165,8 @@ pub struct Destination {
     pub store: Option<PathBuf>,
     pub limits: Vec<Limit>,
     pub bwlimit: Option<String>,
+    /// When a pass ends, as it was written.
+    pub until: Option<String>,
     pub overdraft: bool,
     /// Whether bak-link copies what can't be linked.
     pub copy: bool,
@@ -291,6 +293,7 @@ impl Places {
             store: store.map(Path::to_owned),
             limits: known.limits().context("limit")?,
             bwlimit: known.bwlimit,
+            until: known.until,
             overdraft: known.overdraft,
             copy: known.copy,
             ssh: known.ssh,

@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::CommandFdExt;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+pub mod guard;
 
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
@@ -49,6 +51,7 @@ pub struct Program {
     on_our_death: Signal,
     timeout: Option<Duration>,
     own_locale: bool,
+    own_group: bool,
 }
 
 /// A program that is there and cannot be run.
@@ -104,6 +107,7 @@ impl Program {
             on_our_death: Signal::KILL,
             timeout: None,
             own_locale: false,
+            own_group: false,
         })
     }
 
@@ -162,6 +166,13 @@ impl Program {
         self
     }
 
+    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
+    /// and they can be ended together: see [`stop_group`].
+    pub fn own_group(mut self) -> Self {
+        self.own_group = true;
+        self
+    }
+
     fn command(&mut self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command
@@ -183,6 +194,9 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
+        if self.own_group {
+            command.process_group(0);
+        }
         // Under their own numbers: any other may be that of a descriptor which the user hands on through us.
         command.preserved_fds(self.held.drain(..).collect());
         command
@@ -311,7 +325,11 @@ impl Program {
                 Ok(Finished { name: self.name, status, stdout: Vec::new(), stderr })
             }
             Err(error) => {
-                stop(&mut child);
+                if self.own_group {
+                    stop_group(&mut child);
+                } else {
+                    stop(&mut child);
+                }
                 Err(error)
             }
         }
@@ -331,6 +349,25 @@ pub fn stop(child: &mut Child) {
         }
     }
     let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
+/// that is left of its group is ended. It is gone when this returns.
+pub fn stop_group(child: &mut Child) {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+    // As long as it is not waited for, its number is nobody else's.
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let Ok(seen) = waitid(WaitId::Pid(pid), look) else { return };
+    let ended = || !matches!(waitid(WaitId::Pid(pid), look), Ok(None));
+    if seen.is_none() {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(1) && !ended() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     let _ = child.wait();
 }
 

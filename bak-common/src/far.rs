@@ -10,13 +10,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::command::{Event, Program};
 use crate::lock::Lock;
 use crate::meter::{Counts, METER, METER_HERE, Speed, Wire};
 
 mod append;
+mod end;
 mod listing;
 mod look;
 mod mounted;
@@ -26,6 +28,7 @@ mod ssh;
 mod url;
 
 pub use append::Slice;
+pub use end::TimeIsUp;
 pub use listing::{FarFile, FarKind};
 pub use look::Fetched;
 pub use ran::{LimitReached, Ran, refused};
@@ -67,6 +70,9 @@ pub struct Far {
     pace: Option<Pace>,
     /// Nothing may cross the line for hours, and that is right.
     may_wait: bool,
+    time: Option<end::Time>,
+    /// How many bytes of its files a running transfer has dealt with, crossed or not.
+    position: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -86,6 +92,8 @@ pub struct Bounds<'a> {
     pub at_most: Option<u64>,
     /// Bytes that the far side reads or writes in silence meanwhile: it is given the time for that.
     pub silent: u64,
+    /// It may take long, so it ends when the time is up ([`Far::until`]); what is small and finishes something goes on.
+    pub long: bool,
 }
 
 impl<'a> Bounds<'a> {
@@ -110,6 +118,8 @@ impl Far {
             traffic: Mutex::new(Traffic { wire: Wire::default(), left: None }),
             pace: None,
             may_wait: false,
+            time: None,
+            position: Arc::default(),
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
         if far.is_remote() {
@@ -137,6 +147,11 @@ impl Far {
     /// How fast to send now.
     fn speed(&self) -> Speed {
         self.pace.as_ref().map(|pace| pace.0()).unwrap_or_default()
+    }
+
+    /// How many bytes of its files a running transfer has dealt with, whether they had to cross or not.
+    pub fn position(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.position)
     }
 
     /// Whether a meter stands between rsync and the far side.
@@ -215,6 +230,7 @@ impl Far {
         bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
+        self.check(&bounds)?;
         let list = self.names(files)?;
         let path = self.scratch_file("wire");
         let counts = Counts::create(&path)?;
@@ -234,6 +250,8 @@ impl Far {
         let [from, to] = places;
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
+        // A terminal's Ctrl-C is for us, who end it in order.
+        program = program.own_group();
         if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;
         }
@@ -241,13 +259,30 @@ impl Far {
         let mut local = Wire::default();
         let (metered, before) = (self.metered(), self.traffic().wire);
         counts.set_speed(self.speed());
+        self.position.store(0, Relaxed);
+        let mut ending: Option<(end::End, Instant)> = None;
         let finished = program.run_with(|event| {
             counts.set_speed(self.speed());
+            if ending.is_none() {
+                ending = self.end(&bounds).map(|end| (end, Instant::now()));
+                if let Some((end, _)) = &ending {
+                    counts.stop(end.patience());
+                }
+            }
+            // Without a meter rsync itself is asked, which keeps what has arrived, too.
+            if let Some((end, since)) = &ending
+                && (!metered || since.elapsed() > end.patience_of_rsync())
+            {
+                return Err(end.error());
+            }
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
-                if !metered && let Some(sent) = progress(bytes) {
-                    local.out = local.out.max(sent);
+                if let Some(position) = progress(bytes) {
+                    self.position.store(position, Relaxed);
+                    if !metered {
+                        local.out = local.out.max(position);
+                    }
                 }
             }
             let wire = if metered { counts.wire() } else { local };
@@ -255,13 +290,18 @@ impl Far {
             counts.seen(wire);
             Ok(())
         });
+        counts.settle();
         let wire = if metered { counts.wire() } else { local };
         self.spent(wire);
         let _ = fs::remove_file(&list);
         let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
-        Ok(Ran { finished, wire, cut: counts.cut() })
+        let mut end = ending.map(|(end, _)| end);
+        if !finished.status.success() && end.is_none() {
+            end = end::End::soon();
+        }
+        Ok(Ran { finished, wire, cut: counts.cut(), end })
     }
 
     /// Writes the names of `files` for `--files-from`.
@@ -320,7 +360,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            crate::command::stop(master);
+            crate::command::stop_group(master);
         }
     }
 }

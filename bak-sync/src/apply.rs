@@ -6,14 +6,16 @@
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
+use bak_common::calendar::Time;
 use bak_common::far::{Far, FarFile, LimitReached, Url};
-use bak_common::ledger::{self, Attempt, Ledger, Line};
+use bak_common::ledger::{self, Attempt, Ended, Ledger, Line, Pass as Figures};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
 use bak_common::outbox::{self, Identity, Outbox};
 use bak_common::period::{self, Cap};
 use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
+use bak_common::stop::Stopped;
 use bak_common::store::{BAK, Entry};
 use bak_common::units::show_size;
 use std::collections::HashSet;
@@ -22,10 +24,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::crossed;
 use crate::identity;
 use crate::plan;
+use crate::progress::Turn;
 use crate::share::{self, Budget};
+use crate::summary::Tally;
 use crate::timetable::Timetable;
+use crate::until;
 
 #[derive(Debug)]
 pub struct Options {
@@ -35,6 +41,8 @@ pub struct Options {
     pub overdraft: bool,
     /// How often a dump is tried again in a pass after the line has dropped.
     pub retries: u32,
+    /// When the pass ends.
+    pub until: Option<Time>,
 }
 
 /// Refuses places that would be one another: what is taken out of one would be gone from the other.
@@ -124,30 +132,25 @@ pub struct Pass<'a> {
     pub budget: Budget,
     /// What all of it has cost so far.
     pub sum: Wire,
-}
-
-/// What came of the dumps of a pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    pub sent: u64,
-    pub failed: u64,
-    /// A limit ended the pass, or kept dumps from being begun.
-    pub limited: bool,
+    /// How fast dumps went so far, in bytes a second.
+    pub rate: u64,
+    /// For those who watch.
+    pub turn: Turn,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
-/// and in a dry run for all, in order.
+/// and in a dry run for all, in order. Returns what came of it; nothing where none was begun.
 pub fn pass(
     session: &Session,
     dest: &Destination,
     options: &Options,
     done: &mut dyn FnMut(Dump) -> Result<()>,
-) -> Result<()> {
+) -> Result<Option<Figures>> {
     let (url, outbox, expected) = known(dest)?;
     if session.dry_run {
         let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
         let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
-        return foresee(dest, &budget, plan::order(waiting, &dest.name), done);
+        return foresee(dest, &outbox, &budget, plan::order(waiting, &dest.name), done).map(|()| None);
     }
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
@@ -156,7 +159,10 @@ pub fn pass(
     // Not before the lock: another pass may have used up what was left.
     let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
-        return used_up(session, &budget, waiting, done);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
+    }
+    if let Some(until) = options.until.filter(|until| session.clock() >= *until) {
+        return all_wait(session, &outbox, &too_late(session, until), waiting, done).map(|()| None);
     }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let id = uuid::Uuid::new_v4().to_string();
@@ -164,23 +170,62 @@ pub fn pass(
     let scratch = Scratch::new(&outbox, &lock)?;
     let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
     keep_pace(session, options, &mut far);
+    if let Some(until) = options.until {
+        let clock = session.clock_of_its_own();
+        far.until(move || clock() >= until);
+    }
     far.limit(budget.left());
     let opened = look(&outbox, &far, &expected, &waiting);
     // What the look cost is noted whether or not it went well.
     let sum = far.take_wire();
     let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
-    let result = if limited { "cut" } else { "done" };
+    let result = match &opened {
+        Err(error) if error.is::<Stopped>() => "stopped",
+        _ if limited => "cut",
+        _ => "done",
+    };
     ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
     budget.spend(sum.both());
     if limited {
-        return used_up(session, &budget, waiting, done);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
     }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
     let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
-    let mut pass =
-        Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
-    let tally = pass.all(waiting, done)?;
-    pass.finish(begun, tally)
+    let rate = match options.until {
+        Some(_) => until::rate(&Ledger::read(&outbox.ledger(), &dest.name)?.attempts),
+        None => 0,
+    };
+    let mut pass = Pass {
+        session,
+        dest,
+        options,
+        outbox,
+        far,
+        scratch,
+        lock,
+        ledger,
+        history,
+        listing,
+        basis,
+        id,
+        budget,
+        sum,
+        rate,
+        turn: Turn::default(),
+    };
+    let mut tally = Tally::default();
+    let ended = pass.all(waiting, &mut tally, done);
+    if ended.is_err() {
+        tally.ended = Ended::Failed;
+    }
+    // Whatever ended it, its figures are noted.
+    let figures = pass.finish(begun, tally);
+    ended.and(figures).map(Some)
+}
+
+/// Why a dump is not begun when it is too late.
+pub fn too_late(session: &Session, until: Time) -> String {
+    format!("it is past {} (until): it stays pending", session.zone.minute(until))
 }
 
 /// Has all that goes over there keep to the timetable.
@@ -211,6 +256,7 @@ pub fn cost(dump: &Dump, dest: &str) -> u64 {
 /// A dry run: the dumps in the order in which they would go, if each cost what is expected; and why others would wait.
 fn foresee(
     dest: &Destination,
+    outbox: &Outbox,
     budget: &Budget,
     order: Vec<Dump>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
@@ -221,6 +267,7 @@ fn foresee(
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
+        crossed::note(&mut dump, &dest.name, &outbox.ledger());
         match share {
             Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
             Some(share) if share < costs[at] => {
@@ -255,18 +302,25 @@ pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut
 }
 
 /// Nothing may cross any more: what waits, waits.
-fn used_up(
+fn all_wait(
     session: &Session,
-    budget: &Budget,
+    outbox: &Outbox,
+    why: &str,
     waiting: Vec<Entry>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, waits(budget), done))
+    waiting.into_iter().map(|entry| entry.dump).try_for_each(|mut dump| {
+        crossed::note(&mut dump, &outbox.dest, &outbox.ledger());
+        tell(session, dump, why.to_owned(), done)
+    })
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
 fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     if waiting == 0 {
+        return error;
+    }
+    if error.is::<Stopped>() {
         return error;
     }
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };

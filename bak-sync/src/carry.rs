@@ -4,11 +4,12 @@
 //! order: what has arrived is kept there as a partial file. A line that drops is tried again a few times.
 
 use anyhow::{Context, Result, anyhow, bail};
-use bak_common::far::{Bounds, Fetched, LimitReached, Ran, refused};
+use bak_common::far::{Bounds, Fetched, LimitReached, Ran, TimeIsUp, refused};
 use bak_common::ledger::Line;
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::stop::{self, Stopped};
 use bak_common::store::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +20,8 @@ use crate::apply::{Pass, attempt};
 use crate::plan::{self, PARTIAL, There};
 use crate::progress::Bar;
 use crate::share::LEAST;
-use crate::way::{Way, way};
+use crate::until;
+use crate::way::{Way, at_once, block_size, way};
 
 /// A running attempt is noted in the ledger after so many bytes, or so much time, whichever comes first. With the meter's
 /// own lead (47 MiB) a crash forgets less than 64 MiB.
@@ -42,25 +44,31 @@ impl From<anyhow::Error> for Trouble {
     }
 }
 
-/// Why a dump has not arrived.
+/// Why a dump has not arrived; all but trouble is in order.
 pub enum Stop {
-    /// The limit, in order.
     Limit,
+    /// The time is up.
+    Time,
+    /// We were asked to end, which may look like any other trouble.
+    Signal(Stopped),
     Trouble(Trouble),
 }
 
 impl From<anyhow::Error> for Stop {
     fn from(error: anyhow::Error) -> Self {
-        if error.is::<LimitReached>() { Stop::Limit } else { Stop::Trouble(error.into()) }
+        match stop::caught() {
+            Some(stopped) => Stop::Signal(stopped),
+            None if error.is::<LimitReached>() => Stop::Limit,
+            None if error.is::<TimeIsUp>() => Stop::Time,
+            None => Stop::Trouble(error.into()),
+        }
     }
 }
 
 /// Whether rsync did what it should; else the trouble it met.
 fn went_well(ran: &Ran) -> Result<(), Stop> {
-    match ran.check() {
-        Err(error) if !error.is::<LimitReached>() => Err(Stop::Trouble(Trouble { error, line_down: ran.line_down() })),
-        other => Ok(other?),
-    }
+    ran.in_limit()?;
+    ran.check().map_err(|error| Stop::Trouble(Trouble { error, line_down: ran.line_down() }))
 }
 
 /// How a dump goes in this attempt.
@@ -94,10 +102,19 @@ impl Pass<'_> {
             }
             There::Begun | There::Nothing => {
                 let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
-                way(dump.bytes, largest, self.bases(dump, &place), room, resumed)
+                let basis = self.bases(dump, &place);
+                way(dump.bytes, largest, basis, room, resumed || self.may_cut(dump.bytes, largest, basis))
             }
         };
         Some(Journey { way: way?, share, room, resumed })
+    }
+
+    /// Whether the clock may end the dump on its way. To a mounted path that costs nothing to be ready for.
+    fn may_cut(&self, bytes: u64, largest: u64, basis: u64) -> bool {
+        let Some(until) = self.options.until.filter(|_| self.far.is_remote()) else { return false };
+        let now = self.session.clock();
+        let speed = self.options.bwlimit.at(self.session.zone.local(now));
+        until::may_cut(at_once(bytes, basis, block_size(largest)), until.since(now), self.rate, speed)
     }
 
     /// How many bytes over there the dump's files are compared with.
@@ -122,10 +139,11 @@ impl Pass<'_> {
                 Err(Stop::Trouble(trouble)) if trouble.line_down && left > 0 => trouble,
                 end => return end,
             };
-            std::thread::sleep(wait);
+            let up = || if self.far.time_is_up() { Err(TimeIsUp.into()) } else { stop::check() };
+            stop::sleep(wait, up)?;
             wait = (wait * 2).min(LONGEST_WAIT);
             match self.look_again(dump) {
-                Err(error) if refused(&format!("{error:#}")) => return Err(error.into()),
+                Err(error) if stop::caught().is_some() || refused(&format!("{error:#}")) => return Err(error.into()),
                 // The next round meets the same trouble, and says it.
                 Err(_) if left > 1 => continue,
                 Err(_) => return Err(Stop::Trouble(trouble)),
@@ -252,8 +270,11 @@ impl Pass<'_> {
             options.push("--sparse");
         }
         let spent = self.far.wire().both();
-        let bounds =
-            Bounds { at_most: journey.room.map(|room| room.saturating_sub(spent)), ..Bounds::under(self.lock) };
+        let bounds = Bounds {
+            at_most: journey.room.map(|room| room.saturating_sub(spent)),
+            long: true,
+            ..Bounds::under(self.lock)
+        };
         let mut watch = self.noting(dump, id, begun);
         let outbox = self.outbox.store.path();
         let ran = self.far.send(outbox, "", &files, &options, bounds, &mut |wire| watch(&mut self.ledger, wire))?;
@@ -267,7 +288,7 @@ impl Pass<'_> {
         id: &str,
         begun: Instant,
     ) -> impl FnMut(&mut bak_common::ledger::Writer, Wire) -> Result<()> + use<> {
-        let bar = Bar::new(self.session, dump);
+        let mut bar = Bar::new(self.session, dump, &self.turn, self.far.position());
         let mut line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
         let (mut noted, mut when) = (0, Instant::now());
         move |ledger, wire| {

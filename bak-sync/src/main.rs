@@ -3,14 +3,18 @@
 mod apply;
 mod carry;
 mod cli;
+mod crossed;
 mod identity;
 mod plan;
 mod progress;
 mod reconcile;
 mod share;
+mod show;
 mod slices;
+mod summary;
 mod timetable;
 mod turns;
+mod until;
 mod way;
 
 fn main() -> std::process::ExitCode {

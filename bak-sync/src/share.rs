@@ -40,6 +40,11 @@ impl Budget {
         }
     }
 
+    /// Each limit with what is left of it; less than nothing where more was used.
+    pub fn lines(&self) -> &[(Limit, i128)] {
+        &self.lines
+    }
+
     /// Whether any limit is a calendar's, which others may use up.
     pub fn shared(&self) -> bool {
         self.lines.iter().any(|(limit, _)| limit.period != Period::Pass)

@@ -2,16 +2,21 @@
 //! [`crate::share`].
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::ledger::{self, Attempt, Ledger, Line};
+use bak_common::ledger::{Attempt, Ended, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
+use bak_common::stop;
 use bak_common::store::Entry;
+use bak_common::units::Limit;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::apply::{Pass, Tally, attempt, caps, cost, tell, waits};
+use crate::apply::{Pass, attempt, caps, cost, tell, too_late, waits};
 use crate::carry::{Stop, Trouble};
+use crate::crossed::{self, Crossed};
+use crate::progress::Turn;
+use crate::summary::Tally;
 use crate::{plan, share};
 
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
@@ -24,27 +29,40 @@ enum Fate {
     Gone,
     /// Too little is left of the limits to begin it.
     Waits,
-    /// The limit ended it in order; it goes on in the next pass.
-    Cut(Box<Dump>),
+    /// It was ended in order, by this; it goes on in the next pass.
+    Cut(Box<Dump>, Ended),
 }
 
 impl Pass<'_> {
     /// Carries all that waits, as far as the budget goes.
-    pub fn all(&mut self, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<Tally> {
+    pub fn all(
+        &mut self,
+        waiting: Vec<Entry>,
+        tally: &mut Tally,
+        done: &mut dyn FnMut(Dump) -> Result<()>,
+    ) -> Result<()> {
         let waiting = waiting.into_iter().map(|entry| entry.dump).collect();
         let name = self.dest.name.clone();
         let order = share::arrange(plan::order(waiting, &name), &mut self.budget, |dump| cost(dump, &name));
         let mut order: VecDeque<Dump> = order.into();
         let mut known: HashSet<DumpId> = order.iter().map(|dump| dump.id.clone()).collect();
-        let (mut tally, mut in_a_row) = (Tally::default(), 0);
+        let mut in_a_row = 0;
         let mut held: VecDeque<Dump> = VecDeque::new();
         while let Some(dump) = order.pop_front() {
+            if let Some((ended, why)) = self.over() {
+                tally.ended = ended;
+                order.push_front(dump);
+                order.append(&mut held);
+                return order.into_iter().try_for_each(|dump| self.tell(dump, why.clone(), done));
+            }
             if in_a_row == LINE_FAILURES {
                 let left = order.len() + held.len() + 1;
                 self.session.report.fail(&name, &anyhow!("the line is down: the other {left} stay pending"));
-                return Ok(tally);
+                tally.ended = Ended::Failed;
+                return Ok(());
             }
             let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
+            self.turn = self.turn(&after);
             match self.one(&dump, &after) {
                 Ok(Fate::Gone) => {
                     if let Some(newer) = self.successor(&dump, &known) {
@@ -54,6 +72,7 @@ impl Pass<'_> {
                 }
                 Ok(Fate::Sent(arrived)) => {
                     (tally.sent, in_a_row) = (tally.sent + 1, 0);
+                    tally.bytes += arrived.bytes;
                     self.session.report.decided(&to_line(&Record::Dump(arrived.clone())));
                     // What was kept for one that needed less is there for the others.
                     if self.budget.is_oversized(cost(&dump, &name)) {
@@ -62,11 +81,10 @@ impl Pass<'_> {
                     done(*arrived)?;
                 }
                 Ok(Fate::Waits) => held.push_back(dump),
-                Ok(Fate::Cut(dump)) => {
-                    (tally.limited, in_a_row) = (true, 0);
-                    let limit = self.budget.tightest().unwrap_or_default();
-                    let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
-                    tell(self.session, *dump, why, done)?;
+                Ok(Fate::Cut(dump, ended)) => {
+                    (tally.ended, tally.cut, in_a_row) = (ended, tally.cut + 1, 0);
+                    let why = format!("cut in order, {}: it goes on in the next pass", self.why_cut(ended));
+                    self.tell(*dump, why, done)?;
                 }
                 Err(trouble) => {
                     tally.failed += 1;
@@ -77,28 +95,51 @@ impl Pass<'_> {
                 }
             }
         }
-        tally.limited |= !held.is_empty();
-        for dump in held {
-            tell(self.session, dump, waits(&self.budget), done)?;
+        if !held.is_empty() && tally.ended == Ended::Done {
+            tally.ended = Ended::Limit;
         }
-        Ok(tally)
+        held.into_iter().try_for_each(|dump| self.tell(dump, waits(&self.budget), done))
     }
 
-    /// Notes the pass in the ledger.
-    pub fn finish(mut self, begun: Instant, tally: Tally) -> Result<()> {
-        let line = ledger::Pass {
-            id: self.id,
-            at: self.session.clock(),
-            dest: self.dest.name.clone(),
-            wire_out: self.sum.out,
-            wire_in: self.sum.into,
-            seconds: begun.elapsed().as_secs(),
-            sent: tally.sent,
-            failed: tally.failed,
-            pending: self.outbox.store.list().dumps.len() as u64,
-            limited: tally.limited,
+    /// Says why a dump stays pending, and what of it has crossed so far.
+    fn tell(&self, mut dump: Dump, why: String, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+        crossed::note(&mut dump, &self.dest.name, &self.outbox.ledger());
+        tell(self.session, dump, why, done)
+    }
+
+    /// Where the pass stands when the next dump begins, and these come after it.
+    fn turn(&self, after: &[u64]) -> Turn {
+        let nth = self.turn.nth + 1;
+        let used = |(limit, left): &(Limit, i128)| {
+            (*limit, u64::try_from((i128::from(limit.bytes) - left).max(0)).unwrap_or(u64::MAX))
         };
-        self.ledger.append(&Line::Pass(line))
+        Turn {
+            dest: self.dest.name.clone(),
+            nth,
+            of: nth + after.len(),
+            later: after.iter().fold(0, |sum, cost| sum.saturating_add(*cost)),
+            spent: self.sum.both(),
+            limit: self.budget.lines().iter().min_by_key(|(_, left)| *left).map(used),
+            until: self.options.until,
+        }
+    }
+
+    /// Whether no more dumps are begun: how that ends the pass, and what it means for those that wait.
+    fn over(&self) -> Option<(Ended, String)> {
+        if let Some(stopped) = stop::caught() {
+            return Some((Ended::Stopped, format!("{stopped}: it stays pending")));
+        }
+        let until = self.options.until.filter(|_| self.far.time_is_up())?;
+        Some((Ended::Until, too_late(self.session, until)))
+    }
+
+    /// Why a dump was cut.
+    fn why_cut(&self, ended: Ended) -> String {
+        match (ended, self.options.until, stop::caught()) {
+            (Ended::Until, Some(until), _) => format!("it is past {} (until)", self.session.zone.minute(until)),
+            (Ended::Stopped, _, Some(stopped)) => stopped.to_string(),
+            _ => format!("the limit of {} is reached", self.budget.tightest().unwrap_or_default()),
+        }
     }
 
     /// Reports a failure and notes it in the outbox.
@@ -165,18 +206,23 @@ impl Pass<'_> {
         let (result, why) = match &stop {
             None => ("sent", None),
             Some(Stop::Limit) => ("cut", None),
+            Some(Stop::Time) => ("cut", Some(self.why_cut(Ended::Until))),
+            Some(Stop::Signal(stopped)) => ("stopped", Some(stopped.to_string())),
             Some(Stop::Trouble(trouble)) => ("failed", Some(format!("{:#}", trouble.error))),
         };
         let line = attempt(self.session, self.dest, &id, Some(dump), wire, begun, result);
         self.ledger.append(&Line::Attempt(Attempt { at, why, ..line }))?;
-        match stop {
+        let ended = match stop {
+            None => None,
             Some(Stop::Trouble(trouble)) => return Err(trouble),
-            Some(Stop::Limit) => {
-                // That it failed before counts no more: it goes on in its turn.
-                let noted = self.note(dump, |note| note.error = None)?;
-                return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone()))));
-            }
-            None => {}
+            Some(Stop::Limit) => Some(Ended::Limit),
+            Some(Stop::Time) => Some(Ended::Until),
+            Some(Stop::Signal(_)) => Some(Ended::Stopped),
+        };
+        if let Some(ended) = ended {
+            // That it failed before counts no more: it goes on in its turn.
+            let noted = self.note(dump, |note| note.error = None)?;
+            return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone())), ended));
         }
         let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
         self.unlink(dump)?;
@@ -187,14 +233,13 @@ impl Pass<'_> {
     /// What all attempts at this dump have cost, from the ledger.
     fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
         let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
+        let sum = Crossed::of(&ledger.attempts, &dump.id);
         Ok(SentNote {
             at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
+            wire_out: sum.wire_out,
+            wire_in: sum.wire_in,
+            seconds: sum.seconds,
+            passes: sum.passes,
             extra: Default::default(),
         })
     }

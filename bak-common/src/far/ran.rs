@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 
+use super::end::End;
 use crate::command::Finished;
 use crate::meter::Wire;
 
@@ -12,6 +13,8 @@ pub struct Ran {
     pub wire: Wire,
     /// The limit ended it, in order.
     pub cut: bool,
+    /// It was ended before it was done.
+    pub end: Option<End>,
 }
 
 /// What was asked for would have gone beyond the limit.
@@ -73,11 +76,17 @@ impl Ran {
     pub fn line_down(&self) -> bool {
         matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
             && full(&self.finished.stderr).is_none()
+            && self.end.is_none()
     }
 
-    /// An error if the limit ended it, which is a [`LimitReached`].
+    /// An error if the limit ended it, which is a [`LimitReached`]; or what else did.
     pub fn in_limit(&self) -> Result<()> {
-        if self.cut && !self.finished.status.success() { Err(LimitReached.into()) } else { Ok(()) }
+        match self.end {
+            _ if self.finished.status.success() => Ok(()),
+            Some(end) => Err(end.error()),
+            None if self.cut => Err(LimitReached.into()),
+            None => Ok(()),
+        }
     }
 
     pub fn check(&self) -> Result<()> {

@@ -38,7 +38,7 @@ impl Far {
         let name = old.name.rsplit_once('/').map_or(old.name.as_str(), |(_, name)| name);
         let old = FarFile { name: name.to_owned(), ..old.clone() };
         let stub = self.stub(std::slice::from_ref(&old), Some(new))?;
-        let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, ..Bounds::default() };
+        let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, long: true, ..Bounds::default() };
         let options = ["-tH", "--copy-dest=..", "--chmod=Dgo=,Fgo="];
         let names = [old.name.clone(), new.to_owned()];
         let seeded = self.rsync(&options, &names, [with_slash(stub), self.place(&below)], bounds, &mut |_| Ok(()))?;
@@ -64,7 +64,7 @@ impl Far {
             &compare,
         ];
         let sums = bytes.div_ceil(128 << 10).saturating_mul(10);
-        let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, ..Bounds::default() };
+        let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, long: true, ..Bounds::default() };
         let places = [with_slash(dir.to_owned()), self.place(&format!("{place}/{partial}"))];
         self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
     }
