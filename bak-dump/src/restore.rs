@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
-use crate::driver::{self, Order, Progress};
+use crate::driver::{self, Order, Progress, image};
 use crate::{origin, pick};
 
 /// Bring dumps back
@@ -92,12 +92,6 @@ pub fn main() -> Result<u8> {
         Some(from) => origin::dir(from, &cli.places, &session)?,
         None => cli.places.store(&session.config)?,
     };
-    if cli.from.is_some() && cli.to.is_none() && !cli.common.check_config {
-        // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
-        return Err(
-            Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
-        );
-    }
     let store = Store::open(&path)?;
     let listing = store.list();
     if cli.common.check_config {
@@ -158,6 +152,12 @@ fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Res
             let path = store.path().join(bad.path());
             session.report.fail(&path.display().to_string(), &anyhow!("{:#}", bad.error));
         }
+    }
+    if cli.from.is_some() && cli.to.is_none() && found.iter().any(|wanted| wanted.entry.dump.driver == image::NAME) {
+        // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
+        return Err(
+            Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
+        );
     }
     let one_file = cli.to.as_ref().is_some_and(|to| !to.is_dir());
     if found.len() > 1 && (cli.new_name.is_some() || one_file) {
