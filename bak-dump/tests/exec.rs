@@ -25,7 +25,10 @@ fn a_dump_by_a_program_and_back() {
     );
     let ran = toy.run("bak-dump", &["--driver", "toy", "--store", "store", "db"]).clean();
     let record = &ran.records()[0];
-    assert_eq!((&record["driver"], &record["kind"], &record["mode"]), (&json!("toy"), &json!("sql"), &json!("snapshot")));
+    assert_eq!(
+        (&record["driver"], &record["kind"], &record["mode"]),
+        (&json!("toy"), &json!("sql"), &json!("snapshot"))
+    );
     assert_eq!((&record["tags"], &record["version"], &record["vm"]), (&json!(["prod"]), &json!(15), &json!("db")));
     assert!(record.get("listed_as").is_none());
     let stem = record["stem"].as_str().unwrap();
@@ -37,7 +40,8 @@ fn a_dump_by_a_program_and_back() {
     assert!(toy.read("cwd").trim_end().ends_with(&format!("/.bak/work/{stem}")));
     // What lies there: the dump, its log, and nothing else.
     let dir = toy.kit.store().join("db");
-    let mut there: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut there: Vec<_> =
+        fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     there.sort();
     assert_eq!(there, ["dump.json", "log", "roles.txt", "sql.zst"].map(|end| format!("{stem}.{end}")));
     assert_eq!(fs::read_to_string(dir.join(format!("{stem}.log"))).unwrap(), "notes on how it went\n");
@@ -129,7 +133,7 @@ const WRONG: [(&str, &str, bool); 21] = [
     ("yes '{\"progress\":0.5}' | head -c 9000000 | tr -d '\\n'", "it prints a line of more than 1048576 bytes", false),
     ("echo '{\"file\":\"x\"}'", "x was not made", false),
     (": >\"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is empty", false),
-    ("ln -s /etc/passwd \"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is", false),
+    ("ln -s /etc/passwd \"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is a symbolic link", false),
     ("mkdir \"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is not a regular file", false),
     ("mkfifo \"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is not a regular file", false),
     ("ln \"$TOY/dump\" \"$BAK_BASE.x\"; echo '{\"file\":\"x\"}'", "x is a hard link to another file", false),
@@ -137,18 +141,29 @@ const WRONG: [(&str, &str, bool); 21] = [
     ("echo '{\"stream\":\"x\"}'", "named a stream and wrote nothing to descriptor 3", false),
     ("echo x >\"$BAK_BASE.x.zst\"; echo '{\"stream\":\"x\"}'; echo x >&3", "x.zst itself", false),
     ("exit 0", "bak-driver-toy ended well and made no file", false),
-    ("echo '{\"stream\":\"x\"}'; echo half >&3; echo no more room >&2; exit 5", "exited with status 5: no more room", true),
+    (
+        "echo '{\"stream\":\"x\"}'; echo half >&3; echo no more room >&2; exit 5",
+        "exited with status 5: no more room",
+        true,
+    ),
     ("echo '{\"stream\":\"x\"}'; echo half >&3; kill -9 $$", "bak-driver-toy exited with status 137", false),
     ("echo waiting >&2; sleep 99", "bak-driver-toy took longer than 3 s and was stopped", true),
     ("yes >&3", "bak-driver-toy took longer than 3 s and was stopped", false),
-    ("echo '{\"stream\":\"x\"}'; (sleep 9; echo late) >&3 & exit 0", "left a program running that holds descriptor 3", false),
+    (
+        "echo '{\"stream\":\"x\"}'; (sleep 5; echo late) >&3 & exit 0",
+        "left a program running that holds descriptor 3",
+        false,
+    ),
     ("yes words >&2 & sleep 0.3; kill $!; exit 1", "exited with status 1: words", true),
 ];
 
 #[test]
 fn what_a_program_does_wrong_is_its_guests_failure_and_leaves_nothing() {
     let toy = Toy::new();
-    let config = config(&toy.kit, "driver = \"toy\"\nstore = \"store\"\nreserve = \"1M\"\n[exec.toy]\ntimeout = \"3s\"\nenv = { GREETING = \"hello\" }\n");
+    let config = config(
+        &toy.kit,
+        "driver = \"toy\"\nstore = \"store\"\nreserve = \"1M\"\n[exec.toy]\ntimeout = \"3s\"\nenv = { GREETING = \"hello\" }\n",
+    );
     let mut list = String::new();
     let mut script = "case $BAK_VM in\n".to_owned();
     for (number, (snippet, ..)) in WRONG.iter().enumerate() {
@@ -238,6 +253,7 @@ fn a_full_disk_is_said_and_stops_the_program() {
     let store = small.path().to_str().unwrap();
     let ran = toy.run("bak-dump", &["--driver", "toy", "--store", store, "--all", "--reserve", "0"]).expect(1);
     assert!(ran.err.contains("cannot write the archive: No space left"), "{}", ran.err);
+    toy.does("dump", "echo '{\"stream\":\"x\"}'; while :; do head -c 100000 /dev/urandom >&3; sleep 0.05; done");
     let ran = toy.run("bak-dump", &["--driver", "toy", "--store", store, "--all", "--reserve", "2M"]).expect(1);
     assert!(ran.err.contains("must stay free (--reserve)"), "{}", ran.err);
     assert_eq!(check_store(small.path()).unfinished, Vec::<String>::new());
@@ -300,7 +316,8 @@ fn restores_that_fail() {
 #[test]
 fn a_prefix_is_ours_and_the_program_sees_its_own_name() {
     let toy = Toy::new();
-    let config = config(&toy.kit, "driver = \"toy\"\nstore = \"store\"\nprefix = \"n1-\"\nnode = \"n1\"\nreserve = \"1M\"\n");
+    let config =
+        config(&toy.kit, "driver = \"toy\"\nstore = \"store\"\nprefix = \"n1-\"\nnode = \"n1\"\nreserve = \"1M\"\n");
     toy.lists("{\"vm\":\"db\"}\n");
     toy.does("dump", "echo '{\"stream\":\"x\"}'; echo \"$BAK_VM\" >&3; echo \"$BAK_VM\" >\"$TOY/vm\"");
     toy.does("restore", "echo \"{\\\"to\\\":\\\"$BAK_VM\\\"}\"");
@@ -326,7 +343,11 @@ fn names_that_are_no_drivers() {
     toy.lists("{\"vm\":\"a\"}\n");
     toy.does("dump", "echo '{\"stream\":\"x\"}'; echo \"[$BAK_FORCE$BAK_AS$BAK_TO]\" >&3");
     let mut command = toy.command("bak-dump");
-    command.args(["--driver", "toy", "--store", "store", "--all"]).env("BAK_FORCE", "1").env("BAK_AS", "x").env("BAK_TO", "/");
+    command
+        .args(["--driver", "toy", "--store", "store", "--all"])
+        .env("BAK_FORCE", "1")
+        .env("BAK_AS", "x")
+        .env("BAK_TO", "/");
     bak_tests::finish(command, "").clean();
     assert_eq!(toy.kit.sh("zstd -dcq store/a/*.zst").clean().out, "[]\n");
 }

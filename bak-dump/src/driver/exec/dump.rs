@@ -29,7 +29,8 @@ pub fn dump(exec: &Exec, job: &Job) -> Result<Made> {
     let made = make(exec, job, &dir);
     // Not one that the program may have put in its place: what goes with a dump, or is kept, must be a file.
     let log = job.stem.log();
-    let sound = fsio::open_file(dir.as_fd(), &log).is_ok_and(|file| file.is_some_and(|f| size(&f).is_ok_and(|s| s > 0)));
+    let sound =
+        fsio::open_file(dir.as_fd(), &log).is_ok_and(|file| file.is_some_and(|f| size(&f).is_ok_and(|s| s > 0)));
     if !sound {
         remove(job.dir, &log)?;
     }

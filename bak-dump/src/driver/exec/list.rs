@@ -19,8 +19,7 @@ pub struct Source<'a> {
 }
 
 /// Fields of a guest that only others set.
-const NOT_ITS_OWN: [&str; 8] =
-    ["v", "type", "driver", "status", "last_dump", "last_sent", "skipped", "planned"];
+const NOT_ITS_OWN: [&str; 8] = ["v", "type", "driver", "status", "last_dump", "last_sent", "skipped", "planned"];
 
 /// Reads all that `list` printed. A line that is no guest is one failure.
 pub fn read(output: &[u8], source: &Source) -> Listed {
@@ -56,7 +55,9 @@ fn object(line: &[u8]) -> Result<Map<String, Value>> {
     match serde_json::from_slice(line) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(anyhow!("it is no guest: not a JSON object")),
-        Err(error) => Err(anyhow!("it is no guest: {}", error.to_string().split(" at line ").next().unwrap_or_default())),
+        Err(error) => {
+            Err(anyhow!("it is no guest: {}", error.to_string().split(" at line ").next().unwrap_or_default()))
+        }
     }
 }
 
@@ -83,7 +84,8 @@ fn guest(mut fields: Map<String, Value>, source: &Source) -> Result<Guest> {
         fields.entry("name").or_insert_with(|| vm.clone().into());
         fields.insert(LISTED_AS.into(), vm.into());
     }
-    let guest: Guest = serde_json::from_value(Value::Object(fields)).map_err(|error| anyhow!("it is no guest: {error}"))?;
+    let guest: Guest =
+        serde_json::from_value(Value::Object(fields)).map_err(|error| anyhow!("it is no guest: {error}"))?;
     let kind = &guest.kind;
     let sound = !kind.is_empty() && kind.len() <= 64 && !kind.contains(char::is_control);
     ensure!(sound, "it is no guest: its kind is `{}`", printable(kind));
@@ -109,7 +111,10 @@ mod tests {
     fn a_prefix_is_put_before_and_the_own_name_kept() {
         let listed = read(b"{\"vm\":\"db\"}", &Source { prefix: Some("n1-"), ..SOURCE });
         let guest = &listed.guests[0];
-        assert_eq!((guest.vm.as_str(), guest.name.as_deref(), &guest.extra[LISTED_AS]), ("n1-db", Some("db"), &json!("db")));
+        assert_eq!(
+            (guest.vm.as_str(), guest.name.as_deref(), &guest.extra[LISTED_AS]),
+            ("n1-db", Some("db"), &json!("db"))
+        );
     }
 
     #[test]
