@@ -409,23 +409,40 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
-/// that is left of its group is ended. It is gone when this returns.
+/// Ends a program that has its own group ([`Program::own_group`]), with all of that group: see [`end_group`]. Nothing is done
+/// if it was waited for.
 pub fn stop_group(child: &mut Child) {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    // As long as it is not waited for, its number is nobody else's.
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let Ok(seen) = waitid(WaitId::Pid(pid), look) else { return };
-    let ended = || !matches!(waitid(WaitId::Pid(pid), look), Ok(None));
-    if seen.is_none() {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if pid.is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok()) {
+        let _ = end_group(child, Duration::from_secs(1));
+    }
+}
+
+/// Whether a program has ended. It is not taken leave of: its number stays its own.
+pub fn has_ended(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        Some(pid) => !matches!(waitid(WaitId::Pid(pid), options), Ok(None)),
+        None => true,
+    }
+}
+
+/// Ends a program that has its own group ([`Program::own_group`]), and everything in that: asks first, and insists once the
+/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
+pub fn end_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
+    // Not reaped yet, so its number, which is the group's, is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        if !has_ended(child) {
+            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+        }
         let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(1) && !ended() {
+        while asked.elapsed() < patience && !has_ended(child) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-    let _ = child.wait();
+    child.wait().context("cannot wait for a program")
 }
 
 impl Finished {

@@ -85,8 +85,25 @@ impl Server {
     #[track_caller]
     fn sql(&self, database: &str, text: &str) -> String {
         let mut command = self.client("psql");
-        command.env("PGDATABASE", database).args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
+        command.env("PGOPTIONS", "-c client_min_messages=warning").env("PGDATABASE", database).args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            text,
+        ]);
         finish(command, "").clean().out
+    }
+
+    /// It ends its sessions, and then itself.
+    fn stop(&mut self) {
+        if let Some(mut postgres) = self.postgres.take() {
+            let _ = Command::new("kill").arg("-INT").arg(postgres.id().to_string()).status();
+            let _ = postgres.wait();
+        }
     }
 
     /// A program of bak's, with the driver on PATH.
@@ -107,11 +124,7 @@ fn root() -> bool {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(mut postgres) = self.postgres.take() {
-            // It ends its sessions, and then itself.
-            let _ = Command::new("kill").arg("-INT").arg(postgres.id().to_string()).status();
-            let _ = postgres.wait();
-        }
+        self.stop();
     }
 }
 
@@ -213,10 +226,7 @@ fn a_server_that_is_gone_is_said_and_leaves_nothing() {
     server.bin = whole;
     let seen = check_store(&kit.store());
     assert!(seen.whole.is_empty() && seen.strange.is_empty() && seen.unfinished.is_empty(), "{seen:?}");
-    drop(server.postgres.take().map(|mut postgres| {
-        Command::new("kill").arg("-INT").arg(postgres.id().to_string()).status().unwrap();
-        postgres.wait().unwrap();
-    }));
+    server.stop();
     server
         .run(&kit, "bak-guests", &["--driver", "postgres"])
         .expect(1)

@@ -64,6 +64,7 @@ fn make(exec: &Exec, job: &Job, dir: &File) -> Result<Made> {
         mode: said.mode,
         fingerprint: said.fingerprint.or_else(|| job.guest.fingerprint.clone()),
         extra: extra(job, said.record),
+        ..Made::default()
     })
 }
 
