@@ -164,7 +164,7 @@ pub trait Driver: Sync {
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Guests")]
 pub struct DriverArgs {
-    /// How guests are listed and dumped: image, or NAME where there is a program bak-driver-NAME [default: the
+    /// How guests are listed and dumped: image, vzdump, or NAME where there is a program bak-driver-NAME [default: the
     /// configuration's; image if images are named]
     #[arg(long, value_name = "NAME")]
     pub driver: Option<String>,

@@ -194,6 +194,9 @@ fn what_a_program_does_wrong_is_its_guests_failure_and_leaves_nothing() {
     assert!(seen.broken.is_empty() && seen.unfinished.is_empty() && seen.strange.is_empty(), "{seen:?}");
     assert_eq!(seen.whole.len(), 1);
     toy.kit.sh("zstd -dcq store/good/*.zst").clean().out.contains("hello").then_some(()).unwrap();
+    toy.does("dump", "sleep 99");
+    let args = ["--config", &config, "good", "--timeout", "1s"];
+    toy.run("bak-dump", &args).expect(1).says("bak-driver-toy took longer than 1 s");
     // What was stopped took what it had started with it.
     let left = processes("sleep 99");
     assert!(left.is_empty(), "{left:?}");

@@ -82,7 +82,7 @@ impl Exec {
         Ok(Some(Self {
             name: name.to_owned(),
             program,
-            timeout: own.timeout.map_or(TIMEOUT, |span| Duration::from_secs(span.0)),
+            timeout: config.vzdump_flags.timeout.or(own.timeout).map_or(TIMEOUT, |span| Duration::from_secs(span.0)),
             env: own.env.into_iter().collect(),
             node: config.node(),
             prefix: config.prefix.clone(),
