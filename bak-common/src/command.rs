@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -60,6 +60,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    tick: Duration,
 }
 
 /// A program that is there and cannot be run.
@@ -87,7 +88,7 @@ pub struct Finished {
 /// What a caller may do while a program runs: see its output as it comes, and stop it.
 pub enum Event<'a> {
     Output(&'a [u8]),
-    /// At least five times a second.
+    /// At least five times a second, or as often as asked for: see [`Program::ticking`].
     Tick,
 }
 
@@ -135,6 +136,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            tick: Duration::from_millis(100),
         })
     }
 
@@ -204,6 +206,12 @@ impl Program {
         self
     }
 
+    /// Has [`Event::Tick`] come about this often.
+    pub fn ticking(mut self, every: Duration) -> Self {
+        self.tick = every;
+        self
+    }
+
     /// Leaves it the user's locale, for a program that the user named: what others print we may have to read.
     pub fn own_locale(mut self) -> Self {
         self.own_locale = true;
@@ -228,6 +236,9 @@ impl Program {
         if !self.own_locale {
             command.env("LC_ALL", "C");
         }
+        if self.own_group {
+            command.process_group(0);
+        }
         command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
@@ -238,9 +249,6 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
-        if self.own_group {
-            command.process_group(0);
-        }
         let mut held: Vec<OwnedFd> = self.held.drain(..).collect();
         if let Some(data) = self.data.take() {
             // None that is to be handed on may lie where the data goes.
@@ -345,7 +353,7 @@ impl Program {
                 }
                 std::thread::sleep(Duration::from_millis(2));
             } else {
-                match said.recv_timeout(Duration::from_millis(100)) {
+                match said.recv_timeout(self.tick) {
                     Ok(event) => {
                         if let Err(error) = hear(event, &mut open, &mut watch) {
                             break Err(error);
@@ -362,7 +370,7 @@ impl Program {
                     }
                 }
             }
-            if ticked.elapsed() > Duration::from_millis(150) {
+            if ticked.elapsed() >= self.tick {
                 ticked = Instant::now();
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);
@@ -409,32 +417,31 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Ends a program that has its own group ([`Program::own_group`]), with all of that group: see [`end_group`]. Nothing is done
-/// if it was waited for.
-pub fn stop_group(child: &mut Child) {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if pid.is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok()) {
-        let _ = end_group(child, Duration::from_secs(1));
-    }
-}
-
 /// Whether a program has ended. It is not taken leave of: its number stays its own.
 pub fn has_ended(child: &Child) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        Some(pid) => !matches!(waitid(WaitId::Pid(pid), options), Ok(None)),
+        Some(pid) => !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)),
         None => true,
     }
 }
 
-/// Ends a program that has its own group ([`Program::own_group`]), and everything in that: asks first, and insists once the
-/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
-pub fn end_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    // Not reaped yet, so its number, which is the group's, is nobody else's.
+/// How long a program that has its own group may take to end if nobody says.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
+/// that is left of its group is ended. It is gone when this returns.
+pub fn stop_group(child: &mut Child) {
+    // How it ended does not matter here.
+    let _ = stop_group_within(child, PATIENCE);
+}
+
+/// The same with another patience, and how it ended. Nobody may have waited for it before: as long as nobody has, its
+/// number, which is the group's, is nobody else's.
+pub fn stop_group_within(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         if !has_ended(child) {
-            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+            let _ = rustix::process::kill_process(group, Signal::TERM);
         }
         let asked = Instant::now();
         while asked.elapsed() < patience && !has_ended(child) {

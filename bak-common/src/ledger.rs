@@ -127,6 +127,17 @@ impl Ledger {
             .fold(0, u64::saturating_add)
     }
 
+    /// The attempts at each dump.
+    pub fn by_dump(&self) -> HashMap<&DumpId, Vec<&Attempt>> {
+        let mut found: HashMap<&DumpId, Vec<&Attempt>> = HashMap::new();
+        for attempt in &self.attempts {
+            if let Some(dump) = &attempt.dump {
+                found.entry(dump).or_default().push(attempt);
+            }
+        }
+        found
+    }
+
     /// How many passes were finished after `time`.
     pub fn passes_since(&self, time: Time) -> usize {
         self.passes.iter().filter(|pass| pass.at > time).count()
@@ -254,8 +265,16 @@ impl Writer {
 
     /// Appends one line, flushed.
     pub fn append(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_string(line).context("cannot describe an attempt")?;
-        text.push('\n');
+        self.append_all(std::slice::from_ref(line))
+    }
+
+    /// Appends lines in their order, flushed once.
+    pub fn append_all(&mut self, lines: &[Line]) -> Result<()> {
+        let mut text = String::new();
+        for line in lines {
+            text.push_str(&serde_json::to_string(line).context("cannot describe an attempt")?);
+            text.push('\n');
+        }
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         written.with_context(|| format!("cannot write the ledger {}", self.path.display()))
     }

@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
-use bak_common::far::{Far, FarFile, LimitReached, Url};
+use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Attempt, Ended, Ledger, Line, Pass as Figures};
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::meter::Wire;
@@ -24,7 +24,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::crossed;
+use crate::crossed::Known;
 use crate::identity;
 use crate::plan;
 use crate::progress::Turn;
@@ -36,7 +36,7 @@ use crate::until;
 #[derive(Debug)]
 pub struct Options {
     pub bwlimit: Timetable,
-    pub ssh: Vec<String>,
+    pub access: Access,
     /// The first dump of a pass may finish beyond the limits of a pass.
     pub overdraft: bool,
     /// How often a dump is tried again in a pass after the line has dropped.
@@ -55,7 +55,7 @@ pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
     }
     match url {
         Url::Path(far) => outbox::apart("the far side", far, "the outbox", outbox.store.path()),
-        Url::Ssh { .. } => Ok(()),
+        Url::Ssh { .. } | Url::Daemon(_) => Ok(()),
     }
 }
 
@@ -168,14 +168,15 @@ pub fn pass(
     let id = uuid::Uuid::new_v4().to_string();
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
-    let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    let mut far = Far::open(url, &options.access, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
     keep_pace(session, options, &mut far);
     if let Some(until) = options.until {
         let clock = session.clock_of_its_own();
         far.until(move || clock() >= until);
     }
     far.limit(budget.left());
-    let opened = look(&outbox, &far, &expected, &waiting);
+    let abandoned = outbox.abandoned()?;
+    let opened = look(&outbox, &far, &expected, &waiting, &abandoned);
     // What the look cost is noted whether or not it went well.
     let sum = far.take_wire();
     let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
@@ -214,6 +215,7 @@ pub fn pass(
         turn: Turn::default(),
     };
     let mut tally = Tally::default();
+    pass.clear(abandoned);
     let ended = pass.all(waiting, &mut tally, done);
     if ended.is_err() {
         tally.ended = Ended::Failed;
@@ -261,13 +263,13 @@ fn foresee(
     order: Vec<Dump>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    let mut budget = budget.clone();
+    let (mut budget, begun) = (budget.clone(), Known::new(outbox.ledger(), &dest.name));
     let order = share::arrange(order, &mut budget, |dump| cost(dump, &dest.name));
     let costs: Vec<u64> = order.iter().map(|dump| cost(dump, &dest.name)).collect();
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
-        crossed::note(&mut dump, &dest.name, &outbox.ledger());
+        begun.note(&mut dump);
         match share {
             Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
             Some(share) if share < costs[at] => {
@@ -309,8 +311,9 @@ fn all_wait(
     waiting: Vec<Entry>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
+    let begun = Known::new(outbox.ledger(), &outbox.dest);
     waiting.into_iter().map(|entry| entry.dump).try_for_each(|mut dump| {
-        crossed::note(&mut dump, &outbox.dest, &outbox.ledger());
+        begun.note(&mut dump);
         tell(session, dump, why.to_owned(), done)
     })
 }
@@ -326,6 +329,7 @@ fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
     let text = format!("{error:#} ({waiting} {plural} pending)");
     match status(&error) {
+        2 => Kind::Usage.says(text),
         4 => Kind::Refused.says(text),
         _ => anyhow!(text),
     }
@@ -355,11 +359,12 @@ fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
 type Looked = (Vec<Dump>, Vec<FarFile>, String);
 
 /// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
-fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry]) -> Result<Looked> {
+fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry], abandoned: &[Dump]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
-    let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
+    let dumps = || waiting.iter().map(|entry| &entry.dump).chain(abandoned);
+    let places: HashSet<String> = dumps().map(|dump| Outbox::place(&dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
-    let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
+    let list = || if dumps().next().is_none() { Ok(Vec::new()) } else { far.list(&places) };
     if far.is_limited() {
         // One after the other: two at a time could together go beyond.
         identity::check(far, expected)?;

@@ -1,9 +1,8 @@
 //! The command line of bak-sync.
 
 use anyhow::Result;
-use bak_common::args::{Common, Destination, Limits, Places, Session};
+use bak_common::args::{Common, Destination, Limits, Places, Reach, Session};
 use bak_common::calendar::Time;
-use bak_common::far::ssh_words;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::DumpId;
 use bak_common::record::{Dump, Record};
@@ -28,13 +27,17 @@ Examples:
       one pass: everything that bak-link put into this outbox
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --limit 10G --limit 200G/month
       no more than that: what is cut goes on in the next pass
+  bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --until 06:00
+      a pass of the night: it ends in order then
+  bak-sync --outbox /var/bak/.outbox-box --dest box=rsync://pve1@box/bak --password-file /etc/bak/box.pass
+      to the module `bak` of an rsync daemon; over ssh it is --dest box=backup@box:/srv/bak
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
       after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't
   bak-link | bak-sync -
       with a configuration: what was linked now, and what was pending, to every destination
 
 A dump counts as sent when its data, then its sidecar, have arrived and been flushed, and a listing shows all of it. \
-What fails stays pending and goes last next time; the others go on. Nothing over there is ever overwritten or deleted, and \
+What fails stays pending and goes last next time; the others go on. Small dumps (up to 1 MiB) go together. Nothing over there is ever overwritten or deleted, and \
 nothing is sent to a place without the identity that --init gave it. Traffic is noted in the ledger, both ways, for every \
 attempt.
 
@@ -47,7 +50,9 @@ Exit status:
   1  some dumps failed and stay pending, or the far side could not be reached
   2  usage, configuration or unreadable input
   3  another pass is running
-  4  the far side is not the one that --init was run on";
+  4  the far side is not the one that --init was run on
+SIGINT, SIGTERM and SIGHUP end a pass in order, within five seconds: what was begun goes on in the next pass. bak-sync then \
+dies by that signal, which a shell shows as 130, 143 or 129. A second one ends it at once.";
 
 /// Carry an outbox of dumps to off-site storage with rsync.
 #[derive(Parser, Debug)]
@@ -79,9 +84,8 @@ pub struct Cli {
     /// How often a dump is tried again in a pass after the line has dropped, each time after a longer wait
     #[arg(long, value_name = "N", default_value_t = 3)]
     retries: u32,
-    /// The command that reaches the host, split at spaces [default: ssh]
-    #[arg(long, value_name = "COMMAND")]
-    ssh: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -183,20 +187,17 @@ fn until_next(session: &Session, text: &str) -> Result<Time> {
 fn options(cli: &Cli, session: &Session, dest: &Destination) -> Result<Options> {
     let bwlimit = cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()).unwrap_or("off");
     let bwlimit = Timetable::parse(bwlimit).map_err(|error| Kind::Usage.says(format!("bwlimit: {error:#}")))?;
-    let ssh = match &cli.ssh {
-        Some(text) => ssh_words(text),
-        None => dest.ssh.clone(),
-    };
     let until = cli.until.as_deref().or(dest.until.as_deref());
     let until = until.map(|text| until_next(session, text)).transpose()?;
-    Ok(Options { bwlimit, ssh, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries, until })
+    let access = cli.reach.access(&dest.access);
+    Ok(Options { bwlimit, access, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries, until })
 }
 
 fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
     let mut out = Writer::stdout();
     for dest in destinations {
         let limits: Vec<String> = dest.limits.iter().map(ToString::to_string).collect();
-        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "until": dest.until, "overdraft": dest.overdraft, "ssh": dest.ssh});
+        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "until": dest.until, "overdraft": dest.overdraft, "ssh": dest.access.ssh, "password_file": dest.access.password_file});
         out.line(&line.to_string())?;
     }
     Ok(session.report.finish(|_| String::new()))

@@ -1,10 +1,12 @@
 //! What dumps have cost so far that were begun and have not arrived, from the ledger: a note in their records.
 
-use bak_common::ledger::{Attempt, Ledger};
+use bak_common::ledger::Ledger;
 use bak_common::name::DumpId;
 use bak_common::record::Dump;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 /// The key of the note in a record; in it, the destination's name.
 const KEY: &str = "begun";
@@ -19,17 +21,6 @@ pub struct Crossed {
 }
 
 impl Crossed {
-    /// By what the ledger has of it.
-    pub fn of(attempts: &[Attempt], id: &DumpId) -> Self {
-        let of_it = attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(id));
-        of_it.fold(Self::default(), |sum, attempt| Self {
-            wire_out: sum.wire_out.saturating_add(attempt.wire_out),
-            wire_in: sum.wire_in.saturating_add(attempt.wire_in),
-            seconds: sum.seconds.saturating_add(attempt.seconds),
-            passes: sum.passes.saturating_add(1),
-        })
-    }
-
     /// As a record's note tells.
     pub fn noted(dump: &Dump, dest: &str) -> Option<Self> {
         let note = dump.extra.get(KEY)?.get(dest)?;
@@ -43,16 +34,44 @@ impl Crossed {
     }
 }
 
-/// Puts the note into the record of a dump that was begun before. The ledger is read only for such; what it can't tell is
-/// left out.
-pub fn note(dump: &mut Dump, dest: &str, ledger: &Path) {
-    if dump.link.get(dest).and_then(|note| note.tries).is_none() {
-        return;
+/// What the ledger of a destination tells of all dumps; it is read when it is first asked, and what it can't tell is left
+/// out.
+#[derive(Debug)]
+pub struct Known {
+    ledger: PathBuf,
+    dest: String,
+    sums: OnceCell<HashMap<DumpId, Crossed>>,
+}
+
+impl Known {
+    pub fn new(ledger: PathBuf, dest: &str) -> Self {
+        Self { ledger, dest: dest.to_owned(), sums: OnceCell::new() }
     }
-    let Ok(ledger) = Ledger::read(ledger, dest) else { return };
-    let sum = Crossed::of(&ledger.attempts, &dump.id);
-    if sum.passes > 0 {
-        let note = json!({dest: {"wire_out": sum.wire_out, "wire_in": sum.wire_in, "seconds": sum.seconds, "passes": sum.passes}});
-        dump.extra.insert(KEY.to_owned(), note);
+
+    fn sums(&self) -> &HashMap<DumpId, Crossed> {
+        self.sums.get_or_init(|| {
+            let mut sums: HashMap<DumpId, Crossed> = HashMap::new();
+            for attempt in Ledger::read(&self.ledger, &self.dest).unwrap_or_default().attempts {
+                let Some(id) = attempt.dump else { continue };
+                let sum = sums.entry(id).or_default();
+                sum.wire_out = sum.wire_out.saturating_add(attempt.wire_out);
+                sum.wire_in = sum.wire_in.saturating_add(attempt.wire_in);
+                sum.seconds = sum.seconds.saturating_add(attempt.seconds);
+                sum.passes = sum.passes.saturating_add(1);
+            }
+            sums
+        })
+    }
+
+    /// Puts the note into the record of a dump that was begun before.
+    pub fn note(&self, dump: &mut Dump) {
+        if dump.link.get(&self.dest).and_then(|note| note.tries).is_none() {
+            return;
+        }
+        if let Some(sum) = self.sums().get(&dump.id) {
+            let Crossed { wire_out, wire_in, seconds, passes } = sum;
+            let note = json!({"wire_out": wire_out, "wire_in": wire_in, "seconds": seconds, "passes": passes});
+            dump.extra.insert(KEY.to_owned(), json!({&self.dest: note}));
+        }
     }
 }

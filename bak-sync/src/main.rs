@@ -1,6 +1,8 @@
 //! Carries an outbox to its destination. `plan` says in which order, `apply` runs the pass, `carry` sends one dump.
 
+mod abandoned;
 mod apply;
+mod batch;
 mod carry;
 mod cli;
 mod crossed;
@@ -13,6 +15,7 @@ mod show;
 mod slices;
 mod summary;
 mod timetable;
+mod together;
 mod turns;
 mod until;
 mod way;

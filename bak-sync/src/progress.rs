@@ -171,7 +171,6 @@ impl Bar {
         let until = self.until.as_ref();
         let until = until.map(|(clock, end)| (clock.clone(), end.saturating_duration_since(now).as_secs()));
         bar.set_message(lines(&self.shown, &self.turn, until, width()).join("\n"));
-        bar.tick();
     }
 }
 

@@ -62,8 +62,13 @@ impl Budget {
         self.begun = true;
     }
 
+    /// Whether the next dump may finish beyond the limits of a pass.
+    pub fn exempts(&self) -> bool {
+        self.overdraft && !self.begun
+    }
+
     fn binding(&self) -> impl Iterator<Item = &(Limit, i128)> {
-        let exempt = self.overdraft && !self.begun;
+        let exempt = self.exempts();
         self.lines.iter().filter(move |(limit, _)| !(exempt && limit.period == Period::Pass))
     }
 

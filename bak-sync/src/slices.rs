@@ -36,7 +36,7 @@ impl Pass<'_> {
     /// Removes what killed passes have left.
     pub fn sweep(&mut self, dump: &Dump, place: &str) {
         let litter = plan::litter(dump, place, &self.basis, &self.history, &self.listing);
-        if litter.is_empty() {
+        if litter.is_empty() || self.far.may_discard().is_ok_and(|may| !may) {
             return;
         }
         let swept = self.far.discard("", &litter).and_then(|ran| ran.check());
@@ -60,26 +60,48 @@ impl Pass<'_> {
     /// Lays the bases of a dump's files. Returns the hard links to take up again.
     pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey) -> Vec<(FarFile, String)> {
         let mut links = Vec::new();
-        for file in &dump.files {
-            let Some(basis) = plan::basis(dump, file, place, &self.history, &self.listing) else { continue };
-            let laid = if journey.way.sliced {
-                self.lay_partial(dump, place, file, &basis)
-            } else {
-                let new = format!("{place}/{}", file.name);
-                self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
-                    links.push((basis.there.clone(), new));
-                })
+        let basis = |file| plan::basis(dump, file, place, &self.history, &self.listing);
+        let mut bases: Vec<Option<Basis>> = dump.files.iter().map(basis).collect();
+        if bases.iter().any(Option::is_some) {
+            let may = self.far.may_discard();
+            // What could never be taken up again is not laid.
+            if !may.as_ref().is_ok_and(|may| *may) {
+                bases.fill(None);
+            }
+            self.warn(dump, "goes without a basis", may.map(|_| ()));
+        }
+        for (file, basis) in dump.files.iter().zip(bases) {
+            let laid = match basis {
+                Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
+                Some(basis) => {
+                    let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
+                    self.far.seed_bases(&self.basis, &pair).and_then(|ran| ran.check()).map(|()| links.extend(pair))
+                }
+                None if journey.way.sliced && (self.far.loses_partials() || self.far.may_hide_partials()) => {
+                    self.warn(dump, "cannot be sent in slices", self.lay_empty(place, file));
+                    Ok(())
+                }
+                None => Ok(()),
             };
             self.warn(dump, "goes without a basis", laid);
         }
         links
     }
 
+    /// Makes an empty partial file of `file`, unless something of it is there.
+    fn lay_empty(&self, place: &str, file: &FileEntry) -> Result<()> {
+        let names = [format!("{place}/{}", file.name), format!("{place}/{PARTIAL}/{}", file.name)];
+        if names.iter().any(|name| plan::find(&self.listing, name).is_some()) {
+            return Ok(());
+        }
+        self.far.seed_empty(place, PARTIAL, &file.name)
+    }
+
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
     pub fn take_up(&self, dump: &Dump, links: &[(FarFile, String)]) {
-        for (old, new) in links {
-            let dropped = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check());
-            self.warn(dump, &format!("cannot remove {}/{new} over there", self.basis), dropped);
+        for link in links {
+            let dropped = self.far.drop_bases(&self.basis, std::slice::from_ref(link)).and_then(|ran| ran.check());
+            self.warn(dump, &format!("cannot remove {}/{} over there", self.basis, link.1), dropped);
         }
     }
 
@@ -119,11 +141,11 @@ impl Pass<'_> {
         fs::create_dir_all(&dir).context("cannot make a temporary directory")?;
         let path = dir.join(&file.name);
         let made = copy_after(&mut old, &path, gap).context("cannot make a temporary file");
-        let new = format!("{place}/{}", file.name);
+        let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
         let laid = made.and_then(|bytes| {
-            self.far.seed_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.seed_bases(&self.basis, &pair)?.check()?;
             let laid = self.far.seed_from(&dir, place, PARTIAL, &file.name, &self.basis, bytes);
-            self.far.drop_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.drop_bases(&self.basis, &pair)?.check()?;
             laid
         });
         fs::remove_file(&path).context("cannot remove a temporary file")?;

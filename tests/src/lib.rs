@@ -2,6 +2,7 @@
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
 pub mod pve;
+pub mod rsyncd;
 pub mod sshd;
 pub mod strace;
 

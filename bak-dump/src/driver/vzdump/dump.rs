@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::calendar::{Time, Zone};
-use bak_common::command::{Program, end_group, has_ended};
+use bak_common::command::{Program, has_ended, stop_group_within};
 use bak_common::config::Vzdump;
 use bak_common::name::printable;
 use bak_common::record::FileEntry;
@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
         let mut ended = locked(&self.ended);
         match *ended {
             Some(status) => Ok(status),
-            None => Ok(*ended.insert(end_group(&mut locked(&self.child), STOPPING)?)),
+            None => Ok(*ended.insert(stop_group_within(&mut locked(&self.child), STOPPING)?)),
         }
     }
 }
