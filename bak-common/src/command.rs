@@ -7,11 +7,12 @@
 //! signal to the thread that forked, so the thread that starts a program must outlive it; [`Program::run`] waits in it.
 
 use anyhow::{Context, Result, anyhow, bail};
-use command_fds::CommandFdExt;
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +24,11 @@ pub mod guard;
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
+/// What is kept of its standard error where all of that is asked for.
+const LOG_MAX: u64 = 4 << 20;
+
+/// The descriptor by which a program hands over data: see [`Program::data`].
+pub const DATA: i32 = 3;
 
 /// What bak runs, and the Debian package that has it.
 const PACKAGES: [(&str, &str); 9] = [
@@ -46,6 +52,8 @@ pub struct Program {
     dir: Option<PathBuf>,
     env: Vec<(OsString, OsString)>,
     held: Vec<OwnedFd>,
+    data: Option<OwnedFd>,
+    log: Option<File>,
     stdin: Option<Stdio>,
     feed: Option<Vec<u8>>,
     on_our_death: Signal,
@@ -85,6 +93,23 @@ pub enum Event<'a> {
     Tick,
 }
 
+/// A standard error that is kept.
+struct Log {
+    file: File,
+    left: u64,
+}
+
+impl Log {
+    fn keep(&mut self, bytes: &[u8]) -> Result<()> {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let cut = bytes.len() > room && room > 0;
+        let kept = &bytes[..bytes.len().min(room)];
+        self.left -= kept.len() as u64;
+        let more: &[u8] = if cut { b"\n[cut off here: it said more]\n" } else { b"" };
+        self.file.write_all(kept).and_then(|()| self.file.write_all(more)).context("cannot write its log")
+    }
+}
+
 impl Program {
     /// Looks `name` up on PATH. Fails with [`NotExecutable`] if it is there and cannot be run.
     pub fn new(name: impl AsRef<OsStr>) -> Result<Self> {
@@ -104,6 +129,8 @@ impl Program {
             dir: None,
             env: Vec::new(),
             held: Vec::new(),
+            data: None,
+            log: None,
             stdin: None,
             feed: None,
             on_our_death: Signal::KILL,
@@ -113,6 +140,11 @@ impl Program {
             heeds: false,
             tick: Duration::from_millis(100),
         })
+    }
+
+    /// Whether there is a program `name` on PATH. Fails with [`NotExecutable`] if it is there and cannot be run.
+    pub fn exists(name: &str) -> Result<bool> {
+        Ok(find(name.as_ref()).with_context(|| format!("cannot run {name}"))?.is_some())
     }
 
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -139,6 +171,18 @@ impl Program {
     pub fn holding(mut self, lock: &crate::lock::Lock) -> Result<Self> {
         self.held.push(lock.share()?);
         Ok(self)
+    }
+
+    /// Gives it `fd` as its descriptor 3, beside the standard streams.
+    pub fn data(mut self, fd: OwnedFd) -> Self {
+        self.data = Some(fd);
+        self
+    }
+
+    /// Also writes its standard error to `file`, as it comes, up to some megabytes. Only where it is run, not spawned.
+    pub fn log(mut self, file: File) -> Self {
+        self.log = Some(file);
+        self
     }
 
     /// Gives it a standard input.
@@ -189,7 +233,7 @@ impl Program {
         self
     }
 
-    fn command(&mut self) -> Command {
+    fn command(&mut self) -> Result<Command> {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0(&self.name)
@@ -213,15 +257,24 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
+        let mut held: Vec<OwnedFd> = self.held.drain(..).collect();
+        if let Some(data) = self.data.take() {
+            // None that is to be handed on may lie where the data goes.
+            for fd in held.iter_mut().filter(|fd| fd.as_raw_fd() == DATA) {
+                *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, DATA + 1).context("cannot hand a lock on")?;
+            }
+            let data = FdMapping { parent_fd: data, child_fd: DATA };
+            command.fd_mappings(vec![data]).context("cannot hand a descriptor on")?;
+        }
         // Under their own numbers: any other may be that of a descriptor which the user hands on through us.
-        command.preserved_fds(self.held.drain(..).collect());
-        command
+        command.preserved_fds(held);
+        Ok(command)
     }
 
     /// Starts it with its standard streams as the caller sets them, for those who talk with it while it runs. The caller
     /// stays in this thread until it has ended.
     pub fn spawn(mut self, stdout: Stdio, stderr: Stdio) -> Result<Child> {
-        let mut command = self.command();
+        let mut command = self.command()?;
         command.stdout(stdout).stderr(stderr).spawn().with_context(|| format!("cannot start {}", self.name))
     }
 
@@ -250,7 +303,7 @@ impl Program {
         }
         let begun = Instant::now();
         let mut child = self
-            .command()
+            .command()?
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -281,11 +334,15 @@ impl Program {
             std::thread::spawn(move || stdin.write_all(&bytes));
         }
         let mut stderr = Vec::new();
+        let mut log = self.log.take().map(|file| Log { file, left: LOG_MAX });
         let mut ticked = Instant::now();
         let mut ended: Option<Instant> = None;
         let mut hear = |said: Said, open: &mut usize, watch: &mut dyn FnMut(Event) -> Result<()>| match said {
             Said::Out(bytes) => watch(Event::Output(&bytes)),
             Said::Err(bytes) => {
+                if let Some(log) = &mut log {
+                    log.keep(&bytes)?;
+                }
                 stderr.extend_from_slice(&bytes);
                 let over = stderr.len().saturating_sub(STDERR_KEPT);
                 stderr.drain(..over);

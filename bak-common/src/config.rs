@@ -42,6 +42,8 @@ pub struct Config {
     /// Retention in the local store.
     pub keep: Keep,
     pub image: Image,
+    /// Drivers that are programs, by name.
+    pub exec: BTreeMap<String, Exec>,
     pub vzdump: Vzdump,
     /// What flags say of it: beats the rules, too.
     #[serde(skip)]
@@ -98,6 +100,16 @@ pub struct ImageGuest {
     #[serde(default)]
     pub tags: Vec<String>,
     pub pool: Option<String>,
+}
+
+/// A driver that is a program.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Exec {
+    /// How long one call of it may take.
+    pub timeout: Option<Span>,
+    /// Added to its environment.
+    pub env: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -249,6 +261,15 @@ impl Config {
             }
             names.push(dest.name.clone());
         }
+        for (name, exec) in &self.exec {
+            let sound = |key: &&String| !key.is_empty() && !key.contains(['=', '\0']) && !key.starts_with("BAK_");
+            if let Some(key) = exec.env.keys().find(|key| !sound(key)) {
+                anyhow::bail!("[exec.{name}] cannot set `{}` in the environment", key.escape_debug());
+            }
+            if let Some((key, _)) = exec.env.iter().find(|(_, value)| value.contains('\0')) {
+                anyhow::bail!("[exec.{name}] has a NUL in the value of {key}");
+            }
+        }
         for rule in &mut self.guest {
             let known = rule.sync.iter().flatten().chain(rule.keep_at.keys()).find(|name| !names.contains(name));
             if let Some(name) = known {
@@ -397,6 +418,8 @@ sync = []
             ("[[dest]]\nname = \"../x\"\n", "cannot be the name of a destination"),
             ("[[dest]]\nname = \"a\"\nlimit = \"10G/year\"\n", "10G/year"),
             ("[[guest]]\nsync = [\"bxo\"]\n", "`bxo`"),
+            ("[exec.pg]\nenv = { BAK_VM = \"x\" }\n", "cannot set `BAK_VM`"),
+            ("[exec.pg]\ntimeot = \"1h\"\n", "2:1: unknown field `timeot`"),
         ];
         for (text, expected) in table {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

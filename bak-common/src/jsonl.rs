@@ -78,8 +78,13 @@ impl<R: Read> Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
+    /// The number of the line that came last, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
     /// The next line as `parse` reads it.
-    fn next_with<T>(&mut self, parse: fn(&[u8]) -> Result<T>) -> Option<Result<T, BadLine>> {
+    pub fn next_with<T>(&mut self, parse: fn(&[u8]) -> Result<T>) -> Option<Result<T, BadLine>> {
         let bad = |line, error| Some(Err(BadLine { line, error }));
         match self.next_line() {
             Ok(None) => None,

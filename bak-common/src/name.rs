@@ -111,6 +111,11 @@ impl Stem {
         format!("{}{SIDECAR}", self.0)
     }
 
+    /// What the log beside the files of a dump is called.
+    pub fn log(&self) -> String {
+        format!("{}.log", self.0)
+    }
+
     /// The stem of the sidecar called `file`, if that is a sidecar's name.
     pub fn of_sidecar(file: &str) -> Option<Self> {
         Self::new(file.strip_suffix(SIDECAR)?).ok()

@@ -26,6 +26,7 @@ mod annotate;
 mod change;
 mod copy;
 mod link;
+mod log;
 mod looks;
 mod place;
 mod remove;
@@ -371,7 +372,7 @@ fn companions(dir: BorrowedFd, dump: &Dump) -> Result<Vec<String>> {
     let of_files =
         dump.files.iter().flat_map(|file| [".notes", ".protected"].map(|ending| format!("{}{ending}", file.name)));
     let mut found = Vec::new();
-    for name in of_files.chain([format!("{}.log", dump.stem)]) {
+    for name in of_files.chain([dump.stem.log()]) {
         if dump.files.iter().all(|file| file.name != name) && fsio::stat(dir, &name)?.is_some() {
             found.push(name);
         }

@@ -14,11 +14,12 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub mod exec;
 pub mod image;
 pub mod image_restore;
 pub mod vzdump;
 
-/// The drivers there are.
+/// The drivers that are built in.
 const KNOWN: [&str; 2] = [image::NAME, vzdump::NAME];
 
 /// The guests that a driver found; those that it could not read are failures of their own.
@@ -75,6 +76,31 @@ pub struct Made {
     pub extra: Map<String, Value>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Good,
+    Bad,
+    Unknown,
+}
+
+impl Decision {
+    /// As records spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Decision::Good => "good",
+            Decision::Bad => "bad",
+            Decision::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a driver found about the content of a dump, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub decision: Decision,
+    pub why: String,
+}
+
 /// One dump to be brought back. Its files have been checked.
 pub struct Order<'a> {
     pub dump: &'a Dump,
@@ -96,7 +122,7 @@ pub struct Order<'a> {
 /// A kind of hypervisor.
 pub trait Driver: Sync {
     /// What it is called in configuration and records.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     fn list(&self) -> Result<Listed>;
 
@@ -124,6 +150,12 @@ pub trait Driver: Sync {
     /// Fails with [`Running`] if the guest turns out to run and cannot be dumped so.
     fn dump(&self, job: &Job) -> Result<Made>;
 
+    /// What it makes of a dump whose files, in `dir`, are as they were when it was made; nothing if it has no opinion. An error
+    /// says what could not be run or read, which proves nothing.
+    fn verify(&self, _dump: &Dump, _dir: &Path, _tick: &dyn Fn() -> Result<()>) -> Result<Option<Verdict>> {
+        Ok(None)
+    }
+
     /// Returns what it made, as paths or names for the user.
     fn restore(&self, order: &Order) -> Result<Vec<String>>;
 }
@@ -132,7 +164,8 @@ pub trait Driver: Sync {
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Guests")]
 pub struct DriverArgs {
-    /// How guests are listed and dumped [default: the configuration's; image if images are named]
+    /// How guests are listed and dumped: image, vzdump, or NAME where there is a program bak-driver-NAME [default: the
+    /// configuration's; image if images are named]
     #[arg(long, value_name = "NAME")]
     pub driver: Option<String>,
     /// Disk images, each a guest: a directory, a file or a pattern; may be repeated. Replaces the configuration's
@@ -163,10 +196,13 @@ pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
     match name {
         image::NAME => Ok(Box::new(image::Image::new(config)?)),
         vzdump::NAME => Ok(Box::new(vzdump::Vzdump::new(config)?)),
-        other => Err(Kind::Usage.says(format!(
-            "there is no driver `{}`; there is: {}",
-            bak_common::name::printable(other),
-            KNOWN.join(", ")
-        ))),
+        other => match exec::Exec::installed(other, config)? {
+            Some(driver) => Ok(Box::new(driver)),
+            None => Err(Kind::Usage.says(format!(
+                "there is no driver `{0}`: it is not built in ({1}), and there is no program bak-driver-{0} on PATH",
+                bak_common::name::printable(other),
+                KNOWN.join(", ")
+            ))),
+        },
     }
 }

@@ -106,7 +106,7 @@ struct VzdumpArgs {
     /// Mark the dumps so that neither Proxmox nor bak-prune removes them
     #[arg(long)]
     protected: bool,
-    /// How long one guest may take
+    /// How long one guest may take, with a driver that is a program, too
     #[arg(long, value_name = "DUR")]
     timeout: Option<Span>,
 }

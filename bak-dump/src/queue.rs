@@ -6,7 +6,7 @@
 
 use bak_common::calendar::Time;
 use bak_common::record::GuestKey;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 /// What decides a guest's turn.
@@ -51,6 +51,8 @@ pub struct Queue {
     dumping: usize,
     looking: usize,
     alone_since: Option<Duration>,
+    /// Those that turned out to run when they were to be dumped.
+    returned: HashSet<usize>,
     wait: Duration,
     patience: Duration,
 }
@@ -65,6 +67,7 @@ impl Queue {
             dumping: 0,
             looking: 0,
             alone_since: None,
+            returned: HashSet::new(),
             // Else it would do nothing but look.
             wait: wait.max(Duration::from_secs(1)),
             patience,
@@ -117,10 +120,15 @@ impl Queue {
         true
     }
 
-    /// One that was to be dumped turned out to run: it is looked at again like the others.
-    pub fn put_back(&mut self, item: usize, now: Duration) {
+    /// One that was to be dumped turned out to run: whether it is looked at again like the others. That is so at least once;
+    /// who looks stopped and is not must not be tried for ever.
+    pub fn put_back(&mut self, item: usize, now: Duration) -> bool {
         self.dumping -= 1;
-        self.late.push(Late { item, due: now.saturating_add(self.wait) });
+        let again = self.returned.insert(item) || self.end(now).is_none_or(|end| now < end);
+        if again {
+            self.late.push(Late { item, due: now.saturating_add(self.wait) });
+        }
+        again
     }
 
     /// One that was to be dumped is dumped, or has failed.
@@ -207,10 +215,24 @@ mod tests {
     fn one_that_was_started_in_between_is_looked_at_once_more() {
         let mut queue = Queue::new(&[candidate("s", false, None)], seconds(60), Duration::ZERO);
         assert_eq!(queue.next(seconds(0)), Next::Dump(0));
-        queue.put_back(0, seconds(1));
+        assert!(queue.put_back(0, seconds(1)));
         assert_eq!(queue.next(seconds(1)), Next::Look(0));
         queue.lost();
         assert_eq!(queue.next(seconds(1)), Next::Done);
+    }
+
+    #[test]
+    fn one_that_never_can_be_dumped_although_it_looks_so_is_given_up() {
+        let mut queue = Queue::new(&[candidate("s", false, None)], seconds(60), seconds(90));
+        assert_eq!(queue.next(seconds(0)), Next::Dump(0));
+        assert!(queue.put_back(0, seconds(1)));
+        for (now, again) in [(61, true), (121, true), (150, false)] {
+            assert_eq!(queue.next(seconds(now - 1)), Next::Wait(Some(seconds(1))));
+            assert_eq!(queue.next(seconds(now)), Next::Look(0), "{now}");
+            queue.freed();
+            assert_eq!(queue.put_back(0, seconds(now)), again, "{now}");
+        }
+        assert_eq!(queue.next(seconds(150)), Next::Done);
     }
 
     proptest! {

@@ -25,10 +25,11 @@ use std::path::PathBuf;
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
-use crate::driver::Progress;
+use crate::driver::exec::Exec;
+use crate::driver::{Decision, Progress};
 use crate::origin;
 use format::Found;
-use judge::{Decision, Depth, judge};
+use judge::{Depth, judge};
 
 /// Prove dumps
 ///
@@ -265,6 +266,10 @@ impl Verifier<'_> {
                     .with_context(|| format!("cannot check {}", file.name))?;
                 formats.push((file.name.clone(), found));
                 done += file.bytes;
+            }
+            if let Some(driver) = Exec::installed(&entry.dump.driver, &self.session.config)? {
+                let at = Progress { done: 1.0 };
+                formats.extend(format::by_driver(&driver, self.store, entry, &|| checking(at))?);
             }
         }
         bar.finish_and_clear();

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,9 @@ fn guard(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     loop {
         let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None);
         if let Some(status) = child.try_wait().context("cannot wait for a program")? {
-            return Ok(u8::try_from(status.code().unwrap_or(255)).unwrap_or(255));
+            // As a shell has it: a program that a signal ended has a status above 128.
+            let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(255);
+            return Ok(u8::try_from(code).unwrap_or(255));
         }
         while let Some(info) = fd.read_signal().context("cannot read a signal")? {
             if info.ssi_signo != Signal::SIGCHLD as u32 {

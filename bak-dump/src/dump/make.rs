@@ -1,10 +1,10 @@
 //! The work itself: workers take turns from the queue and make one dump each.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bak_common::args::Session;
 use bak_common::calendar::{SKEW_S, Time};
 use bak_common::record::{Dump, Failed, Guest, GuestKey, Record, State};
-use bak_common::store::{Listing, Store};
+use bak_common::store::{Listing, Store, Work};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -174,8 +174,10 @@ impl<'a> Run<'a> {
                 self.show.record(Record::Guest(Box::new(guest)))
             }
             Err(error) if error.downcast_ref::<Running>().is_some() => {
-                locked(&self.queue).put_back(number, self.begun.elapsed());
-                return Ok(());
+                if locked(&self.queue).put_back(number, self.begun.elapsed()) {
+                    return Ok(());
+                }
+                return self.fail(&subject.guest, &error);
             }
             Err(error) => self.fail(&subject.guest, &error),
         };
@@ -234,13 +236,26 @@ impl<'a> Run<'a> {
             self.space.watch()
         };
         let locks: Vec<_> = std::iter::once(work.lock()).chain(held.lock()).collect();
-        let made = self.driver.dump(&Job { guest, stem: &stem, dir: work.path(), locks: &locks, tick: &tick })?;
+        let job = Job { guest, stem: &stem, dir: work.path(), locks: &locks, tick: &tick };
+        let made = self.driver.dump(&job).map_err(|error| self.with_log(error, &work))?;
         let fingerprint = made.fingerprint.clone();
         let mut dump = Dump::of(guest, started, stem);
         self.fill(&mut dump, made, subject);
         let store = self.store.lock(self.session.wait.max(PUBLISH_WAIT), &self.session.report);
         let entry = store.context("is complete, but cannot be published")?.publish(work, &dump)?;
         Ok((Box::new(entry.dump), fingerprint))
+    }
+
+    /// A failure that says where the log is, which is kept.
+    fn with_log(&self, error: anyhow::Error, work: &Work) -> anyhow::Error {
+        if error.is::<Running>() {
+            return error;
+        }
+        match work.keep_log(self.store) {
+            Ok(Some(path)) => anyhow!("{error:#}; its log is {}", path.display()),
+            Ok(None) => error,
+            Err(second) => anyhow!("{error:#}; its log cannot be kept: {second:#}"),
+        }
     }
 
     /// The start of a dump that is begun now: later than all others of its guest, good or not. One that is dated in the

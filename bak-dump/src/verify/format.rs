@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use super::ova;
+use crate::driver::{Decision, Driver};
 
 /// The longest report of qemu-img that is read, in bytes.
 const REPORT_MAX: usize = 16 << 20;
@@ -80,6 +81,26 @@ pub fn check(store: &Store, entry: &Entry, name: &str, tick: &dyn Fn() -> Result
         (_, Holds::Tar | Holds::Vma) if holds == Holds::Tar || has("vma") => unpacked(pack, holds, &open, tick),
         _ => packed(pack, open()?, tick),
     }
+}
+
+/// Has the driver that made a dump look at it. By which name, and what it found, if it has an opinion.
+pub fn by_driver(
+    driver: &dyn Driver,
+    store: &Store,
+    entry: &Entry,
+    tick: &dyn Fn() -> Result<()>,
+) -> Result<Option<(String, Found)>> {
+    let name = format!("the driver {}", driver.name());
+    let dir = store.path().join(&entry.place);
+    let Some(verdict) = driver.verify(&entry.dump, &dir, tick)? else { return Ok(None) };
+    let found = match (verdict.decision, verdict.why.is_empty()) {
+        (Decision::Good, true) => Found::Plausible(name.clone()),
+        (Decision::Good, false) => Found::Plausible(format!("{name} ({})", verdict.why)),
+        (Decision::Bad, true) => Found::Bad("it does not say why".into()),
+        (Decision::Bad, false) => Found::Bad(verdict.why),
+        (Decision::Unknown, _) => Found::Unchecked(verdict.why),
+    };
+    Ok(Some((name, found)))
 }
 
 fn has(program: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use super::format::Found;
 use crate::check::Compared;
+use crate::driver::Decision;
 
 /// How thoroughly to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,24 +10,6 @@ pub enum Depth {
     Sizes,
     Hashes,
     All,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Good,
-    Bad,
-    Unknown,
-}
-
-impl Decision {
-    /// As records spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Decision::Good => "good",
-            Decision::Bad => "bad",
-            Decision::Unknown => "unknown",
-        }
-    }
 }
 
 /// `formats`: what the format of each file proved, by name. Only content that was compared, with the SHA-256 from when the

@@ -158,7 +158,7 @@ fn check(path: &Path, job: &Job) -> Result<()> {
 }
 
 /// Size and SHA-256 of a file. Holes are hashed without being read.
-fn hash(path: &Path) -> Result<(u64, String)> {
+pub fn hash(path: &Path) -> Result<(u64, String)> {
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut hasher = Sha256::new();
