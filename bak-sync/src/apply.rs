@@ -122,6 +122,8 @@ pub struct Pass<'a> {
     pub basis: String,
     pub id: String,
     pub budget: Budget,
+    /// The last attempt at the dump in hand did not end in order: its other end may still be there, and write.
+    pub unsure: bool,
     /// What all of it has cost so far.
     pub sum: Wire,
 }
@@ -177,8 +179,23 @@ pub fn pass(
     }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
     let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
-    let mut pass =
-        Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
+    let mut pass = Pass {
+        session,
+        dest,
+        options,
+        outbox,
+        far,
+        scratch,
+        lock,
+        ledger,
+        history,
+        listing,
+        basis,
+        id,
+        budget,
+        unsure: false,
+        sum,
+    };
     let tally = pass.all(waiting, done)?;
     pass.finish(begun, tally)
 }

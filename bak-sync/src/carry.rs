@@ -81,7 +81,8 @@ impl Pass<'_> {
         let place = Outbox::place(&dump.vm);
         let there = plan::there(dump, &place, &self.basis, &self.listing);
         let part = |name: &str| plan::find(&self.listing, &format!("{place}/{PARTIAL}/{name}"));
-        let resumed = there == There::Begun || dump.files.iter().any(|file| part(&file.name).is_some());
+        let left = |file: &FileEntry| plan::leftover(dump, file, &place, &self.history, &self.listing).is_some();
+        let resumed = there == There::Begun || dump.files.iter().any(|file| part(&file.name).is_some() || left(file));
         // What must follow the data: the sidecar, and a listing of about 100 bytes a file.
         let below = format!("{place}/");
         let near = self.listing.iter().filter(|file| file.name.starts_with(&below)).count();
@@ -122,6 +123,7 @@ impl Pass<'_> {
                 Err(Stop::Trouble(trouble)) if trouble.line_down && left > 0 => trouble,
                 end => return end,
             };
+            self.unsure = true;
             std::thread::sleep(wait);
             wait = (wait * 2).min(LONGEST_WAIT);
             match self.look_again(dump) {
@@ -162,6 +164,11 @@ impl Pass<'_> {
         }
         let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
         if self.far.is_remote() {
+            if self.unsure {
+                self.renew(dump, &place)?;
+                self.unsure = false;
+            }
+            self.take_over(dump, &place);
             self.sweep(dump, &place);
             let laid = self.lay(dump, &place, journey);
             let sent = self.data(dump, &entry, journey, !laid.is_empty(), id, begun);

@@ -17,6 +17,9 @@ use crate::{plan, share};
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
 const LINE_FAILURES: u32 = 2;
 
+/// In the note of a dump: an attempt was begun, and has not ended in order.
+const OPEN: &str = "open";
+
 /// What became of one dump.
 enum Fate {
     Sent(Box<Dump>),
@@ -152,9 +155,14 @@ impl Pass<'_> {
         self.far.limit(self.budget.left());
         let Some(journey) = self.journey(dump, share) else { return Ok(Fate::Waits) };
         let begun = Instant::now();
-        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0).saturating_add(1)))?.is_none() {
+        let begin = |note: &mut LinkNote| {
+            note.tries = Some(note.tries.unwrap_or(0).saturating_add(1));
+            note.extra.insert(OPEN.to_owned(), true.into());
+        };
+        if self.note(dump, begin)?.is_none() {
             return Ok(Fate::Gone);
         }
+        self.unsure = dump.link.get(&self.dest.name).is_some_and(|note| note.extra.contains_key(OPEN));
         self.budget.begin();
         let at = self.session.clock();
         let id = format!("{}/{}", self.id, dump.id);
@@ -173,7 +181,13 @@ impl Pass<'_> {
             Some(Stop::Trouble(trouble)) => return Err(trouble),
             Some(Stop::Limit) => {
                 // That it failed before counts no more: it goes on in its turn.
-                let noted = self.note(dump, |note| note.error = None)?;
+                let sure = !self.unsure;
+                let noted = self.note(dump, |note| {
+                    note.error = None;
+                    if sure {
+                        note.extra.shift_remove(OPEN);
+                    }
+                })?;
                 return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone()))));
             }
             None => {}
