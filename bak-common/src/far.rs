@@ -6,7 +6,9 @@
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -57,6 +59,9 @@ pub struct Far {
     /// Temporary files of this pass: lists, stubs, the meter's counts.
     scratch: PathBuf,
     scratch_dir: fs::File,
+    /// The directory of a mounted path as it was when the pass began. What is written goes there, never to what comes to
+    /// light where it was mounted.
+    top: Option<fs::File>,
     /// The command that reaches the host, and the same over the connection that the runs share.
     shell: Vec<OsString>,
     ssh: Vec<OsString>,
@@ -98,8 +103,13 @@ impl Far {
     /// Prepares a connection; over ssh, one that all runs of this pass share. `ssh` is the command that reaches the host,
     /// `scratch` an empty directory of ours.
     pub fn open(url: Url, ssh: &[String], scratch: &Path) -> Result<Self> {
+        let top = match &url {
+            Url::Path(path) => fs::File::open(path).ok(),
+            Url::Ssh { .. } => None,
+        };
         let mut far = Self {
             url,
+            top,
             scratch: scratch.to_owned(),
             scratch_dir: fs::File::open(scratch).context("cannot open a temporary directory")?,
             shell: Vec::new(),
@@ -188,7 +198,8 @@ impl Far {
         match &self.url {
             Url::Path(path) => {
                 let mut place = OsString::from(if self.metered() { "here:" } else { "" });
-                place.push(path.join(below));
+                let top = self.top.as_ref().map_or_else(|| path.clone(), alias);
+                place.push(top.join(below));
                 if !place.as_bytes().ends_with(b"/") {
                     place.push("/");
                 }
@@ -215,6 +226,7 @@ impl Far {
         bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
+        self.still_mounted()?;
         let list = self.names(files)?;
         let path = self.scratch_file("wire");
         let counts = Counts::create(&path)?;
@@ -261,7 +273,20 @@ impl Far {
         let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
+        if let (Url::Path(path), Some(top)) = (&self.url, &self.top) {
+            finished.stderr = finished.stderr.replace(&*alias(top).to_string_lossy(), &path.to_string_lossy());
+        }
         Ok(Ran { finished, wire, cut: counts.cut() })
+    }
+
+    /// Refuses to write to a mounted path where something else is by now.
+    fn still_mounted(&self) -> Result<()> {
+        let Url::Path(path) = &self.url else { return Ok(()) };
+        let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let opened = self.top.as_ref().and_then(|top| top.metadata().ok()).map(inode);
+        let same = opened.is_some() && fs::metadata(path).ok().map(inode) == opened;
+        ensure!(same, "{} is not what it was when this began: was it unmounted?", path.display());
+        Ok(())
     }
 
     /// Writes the names of `files` for `--files-from`.
@@ -323,6 +348,11 @@ impl Drop for Far {
             crate::command::stop(master);
         }
     }
+}
+
+/// A path to a directory that is open here, whatever becomes of its name; for us and for the programs we start.
+fn alias(dir: &fs::File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), dir.as_raw_fd()).into()
 }
 
 fn with_slash(path: PathBuf) -> OsString {

@@ -282,7 +282,7 @@ fn used_up(
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
-fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
+pub fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     if waiting == 0 {
         return error;
     }
@@ -321,7 +321,8 @@ type Looked = (Vec<Dump>, Vec<FarFile>, String);
 fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
-    let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
+    // The identity too, so that it is noticed when it goes away.
+    let places: Vec<String> = places.into_iter().chain([basis.clone(), identity::FILE.to_owned()]).collect();
     let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
     if far.is_limited() {
         // One after the other: two at a time could together go beyond.

@@ -4,11 +4,12 @@
 //! order: what has arrived is kept there as a partial file. A line that drops is tried again a few times.
 
 use anyhow::{Context, Result, anyhow, bail};
-use bak_common::far::{Bounds, Fetched, LimitReached, Ran, refused};
+use bak_common::far::{Bounds, FarFile, Fetched, LimitReached, Ran, refused};
 use bak_common::ledger::Line;
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::report::Kind;
 use bak_common::store::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::apply::{Pass, attempt};
+use crate::identity;
 use crate::plan::{self, PARTIAL, There};
 use crate::progress::Bar;
 use crate::share::LEAST;
@@ -143,7 +145,7 @@ impl Pass<'_> {
     fn look_again(&mut self, dump: &Dump) -> Result<()> {
         self.far.connect()?;
         let places = [Outbox::place(&dump.vm), self.basis.clone()];
-        let listing = self.far.list(&places)?;
+        let listing = self.list(&places)?;
         let below = |file: &str, place: &str| {
             file.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
@@ -203,7 +205,7 @@ impl Pass<'_> {
         let names = [format!("{place}/{}", dump.stem.sidecar())];
         went_well(&self.far.send(&dir, "", &names, &[], Bounds::under(self.lock), &mut |_| Ok(()))?)?;
         let place = place.to_owned();
-        let listing = self.far.list(std::slice::from_ref(&place))?;
+        let listing = self.list(std::slice::from_ref(&place))?;
         let missing = plan::missing(dump, &place, sidecar.len(), &listing);
         self.listing.retain(|file| file.name != place && !file.name.starts_with(&format!("{place}/")));
         self.listing.extend(listing);
@@ -211,6 +213,19 @@ impl Pass<'_> {
             Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
             None => Ok(()),
         }
+    }
+
+    /// Lists these places over there, if it still is the far side that it was when the pass began: its mount may have gone
+    /// away since, and what was written has gone elsewhere then.
+    fn list(&self, places: &[String]) -> Result<Vec<FarFile>> {
+        let identity = identity::FILE.to_owned();
+        let mut listing = self.far.list(&[places, std::slice::from_ref(&identity)].concat())?;
+        let now = listing.extract_if(.., |file| file.name == identity).next();
+        if now.as_ref() != plan::find(&self.listing, &identity) {
+            let why = format!("the {identity} over there is gone, or another: was it unmounted meanwhile?");
+            return Err(Kind::Refused.says(why));
+        }
+        Ok(listing)
     }
 
     /// A sidecar is there already. If it is this dump's, and all its files are there, the dump has arrived; else it is an

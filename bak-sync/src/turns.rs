@@ -6,11 +6,12 @@ use bak_common::ledger::{self, Attempt, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
+use bak_common::report::status;
 use bak_common::store::Entry;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::apply::{Pass, Tally, attempt, caps, cost, tell, waits};
+use crate::apply::{Pass, Tally, attempt, caps, cost, stays, tell, waits};
 use crate::carry::{Stop, Trouble};
 use crate::{plan, share};
 
@@ -70,6 +71,10 @@ impl Pass<'_> {
                     let limit = self.budget.tightest().unwrap_or_default();
                     let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
                     tell(self.session, *dump, why, done)?;
+                }
+                // Not the far side that it was: nothing more goes there.
+                Err(trouble) if status(&trouble.error) == 4 => {
+                    return Err(stays(trouble.error, order.len() + held.len() + 1));
                 }
                 Err(trouble) => {
                     tally.failed += 1;
