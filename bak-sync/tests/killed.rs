@@ -157,7 +157,12 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
         assert!(round < 4 * kills, "passes are over before anyone is killed: {killed:?}");
         if check_store(&place.outbox()).whole.is_empty() {
             // All has arrived: the same again, under other names.
-            ids.push(place.wait_with("web", &format!("2026-11-19T01:{:02}:00Z", round % 60), &new, json!({"rank": 1})));
+            ids.push(place.wait_with(
+                "web",
+                &format!("2026-11-19T{:02}:{:02}:00Z", round / 60, round % 60),
+                &new,
+                json!({"rank": 1}),
+            ));
             ids.push(place.wait_with(&format!("db{round}"), DAY1, &random_bytes(2 << 20), json!({"rank": 2})));
             ids.push(place.wait_there(&format!("tiny{round}"), DAY1, 5000, json!({"rank": 3})));
         }
