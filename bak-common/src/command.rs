@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::CommandFdExt;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+pub mod guard;
 
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
@@ -49,6 +51,8 @@ pub struct Program {
     on_our_death: Signal,
     timeout: Option<Duration>,
     own_locale: bool,
+    own_group: bool,
+    tick: Duration,
 }
 
 /// A program that is there and cannot be run.
@@ -76,7 +80,7 @@ pub struct Finished {
 /// What a caller may do while a program runs: see its output as it comes, and stop it.
 pub enum Event<'a> {
     Output(&'a [u8]),
-    /// At least five times a second.
+    /// At least five times a second, or as often as asked for: see [`Program::ticking`].
     Tick,
 }
 
@@ -104,6 +108,8 @@ impl Program {
             on_our_death: Signal::KILL,
             timeout: None,
             own_locale: false,
+            own_group: false,
+            tick: Duration::from_millis(100),
         })
     }
 
@@ -156,9 +162,22 @@ impl Program {
         self
     }
 
+    /// Has [`Event::Tick`] come about this often.
+    pub fn ticking(mut self, every: Duration) -> Self {
+        self.tick = every;
+        self
+    }
+
     /// Leaves it the user's locale, for a program that the user named: what others print we may have to read.
     pub fn own_locale(mut self) -> Self {
         self.own_locale = true;
+        self
+    }
+
+    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
+    /// and they can be ended together: see [`stop_group`].
+    pub fn own_group(mut self) -> Self {
+        self.own_group = true;
         self
     }
 
@@ -183,6 +202,9 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
+        if self.own_group {
+            command.process_group(0);
+        }
         // Under their own numbers: any other may be that of a descriptor which the user hands on through us.
         command.preserved_fds(self.held.drain(..).collect());
         command
@@ -274,7 +296,7 @@ impl Program {
                 }
                 std::thread::sleep(Duration::from_millis(2));
             } else {
-                match said.recv_timeout(Duration::from_millis(100)) {
+                match said.recv_timeout(self.tick) {
                     Ok(event) => {
                         if let Err(error) = hear(event, &mut open, &mut watch) {
                             break Err(error);
@@ -291,7 +313,7 @@ impl Program {
                     }
                 }
             }
-            if ticked.elapsed() > Duration::from_millis(150) {
+            if ticked.elapsed() >= self.tick {
                 ticked = Instant::now();
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);
@@ -311,7 +333,11 @@ impl Program {
                 Ok(Finished { name: self.name, status, stdout: Vec::new(), stderr })
             }
             Err(error) => {
-                stop(&mut child);
+                if self.own_group {
+                    stop_group(&mut child);
+                } else {
+                    stop(&mut child);
+                }
                 Err(error)
             }
         }
@@ -331,6 +357,25 @@ pub fn stop(child: &mut Child) {
         }
     }
     let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
+/// that is left of its group is ended. It is gone when this returns.
+pub fn stop_group(child: &mut Child) {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+    // As long as it is not waited for, its number is nobody else's.
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let Ok(seen) = waitid(WaitId::Pid(pid), look) else { return };
+    let ended = || !matches!(waitid(WaitId::Pid(pid), look), Ok(None));
+    if seen.is_none() {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(1) && !ended() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     let _ = child.wait();
 }
 

@@ -115,11 +115,15 @@ pub struct Dest {
     pub outbox: Option<PathBuf>,
     limit: Option<OneOrMany>,
     pub bwlimit: Option<String>,
+    /// When a pass ends, `06:00`.
+    pub until: Option<String>,
     pub overdraft: bool,
     /// Whether bak-link copies into an outbox on another file system.
     pub copy: bool,
     /// The command that reaches the host, `["ssh", "-p", "2222"]`.
     pub ssh: Vec<String>,
+    /// The file whose first line is the password for an `rsync://` destination.
+    pub password_file: Option<PathBuf>,
     /// A directory that several nodes share, and so a budget.
     pub ledger: Option<PathBuf>,
     pub keep: Keep,

@@ -22,11 +22,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod annotate;
 mod change;
 mod copy;
 mod link;
 mod looks;
 mod place;
+mod remove;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};

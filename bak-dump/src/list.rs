@@ -1,9 +1,9 @@
 //! bak-list: the dumps of any store, good or not, and what the outboxes and histories of destinations know of them.
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::args::{Common, Picks, Places, Reach, Session};
 use bak_common::calendar::Time;
-use bak_common::far::{Far, ssh_words};
+use bak_common::far::Far;
 use bak_common::jsonl::Writer;
 use bak_common::name::DumpId;
 use bak_common::outbox::{History, Outbox};
@@ -21,13 +21,13 @@ use crate::origin::{self, Origin};
 
 /// Print the dumps of stores
 ///
-/// A store is a dump directory, an outbox, or an off-site copy, mounted or over ssh. Every dump is printed by guest and
+/// A store is a dump directory, an outbox, or an off-site copy: mounted, over ssh, or of a daemon. Every dump is printed by guest and
 /// start, with `.link` where it waits in a destination's outbox, `.sent` where it has arrived, and `.fault` if it is not
 /// good. On a terminal a table is printed instead.
 #[derive(Parser, Debug)]
 #[command(name = "bak-list", version, after_help = HELP)]
 struct Cli {
-    /// Directories, destinations by name, or [user@]host:path [default: --store, or the configuration's]
+    /// Directories, destinations by name, [user@]host:path, or rsync://[user@]host/module [default: --store, or the configuration's]
     #[arg(value_name = "STORE")]
     stores: Vec<PathBuf>,
     /// Only dumps of guests with this vm or name (name or pattern); may be repeated
@@ -39,9 +39,8 @@ struct Cli {
     /// Only the newest good dump of each guest
     #[arg(long, help_heading = "Selection")]
     latest: bool,
-    /// The command that reaches a host, split at spaces [default: the destination's, or ssh]
-    #[arg(long, value_name = "COMMAND")]
-    ssh: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     picks: Picks,
     #[command(flatten)]
@@ -128,13 +127,10 @@ fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
                 let store = Store::open(&path)?;
                 Read { listing: store.list(), path: store.path().to_owned() }
             }
-            Origin::Far { url, shown, ssh } => {
-                let ssh = match &cli.ssh {
-                    Some(text) => ssh_words(text),
-                    None => ssh,
-                };
+            Origin::Far { url, shown, access } => {
+                let access = cli.reach.access(&access);
                 let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
-                let listing = Far::open(url, &ssh, scratch.path()).and_then(|far| far.dumps(&shown));
+                let listing = Far::open(url, &access, scratch.path()).and_then(|far| far.dumps(&shown));
                 Read { listing: listing.with_context(|| format!("cannot list {shown}"))?, path: shown.into() }
             }
         };
@@ -229,6 +225,9 @@ fn print(session: &Session, stores: &[Read], sides: &[Side], dumps: Vec<(usize, 
         for (_, dump) in dumps {
             out.record(&Record::Dump(Box::new(dump)))?;
         }
+        return Ok(());
+    }
+    if dumps.is_empty() && session.report.failed() > 0 {
         return Ok(());
     }
     let many = stores.len() > 1;

@@ -6,10 +6,11 @@
 //! other in place. Where the content shifts (compressed images, archives) that would overrun what later blocks still need:
 //! there the copy begins with a gap. Whatever can't be laid makes the transfer dearer, never wrong.
 
-use anyhow::{Context, Result, anyhow};
-use bak_common::far::{FarFile, LimitReached, Slice};
+use anyhow::{Context, Result, anyhow, ensure};
+use bak_common::far::{FarFile, LimitReached, Slice, TimeIsUp};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::stop;
 use bak_common::store::{Entry, Store};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -28,10 +29,17 @@ const GAP: u64 = 16 << 20;
 /// The gap is whole blocks of any size that rsync may use.
 const BLOCK: u64 = 128 << 10;
 
+/// What is copied at once, in bytes: between two of them a signal is heeded.
+const COPIED: u64 = 64 << 20;
+
 impl Pass<'_> {
     /// Makes the dump's partial files over there new ones. The last attempt did not end in order, and its other end may still
     /// have them open: what a line that died delivers late would be written into a dump that has long been finished.
     pub fn renew(&mut self, dump: &Dump, place: &str) -> Result<()> {
+        // Where nothing may be removed the last look is all there is.
+        if !self.far.may_discard()? {
+            return Ok(());
+        }
         for file in &dump.files {
             let name = format!("{place}/{PARTIAL}/{}", file.name);
             let Some(there) = plan::find(&self.listing, &name).cloned() else { continue };
@@ -52,6 +60,9 @@ impl Pass<'_> {
             let Some(there) = plan::leftover(dump, file, place, &self.history, &self.listing).cloned() else {
                 continue;
             };
+            if !self.far.may_discard().unwrap_or(false) {
+                return;
+            }
             let copied = self.far.seed_partial(place, PARTIAL, &there, &file.name);
             if copied.is_ok() {
                 self.listing.push(FarFile { name: format!("{place}/{PARTIAL}/{}", file.name), ..there });
@@ -63,7 +74,7 @@ impl Pass<'_> {
     /// Removes what killed passes have left.
     pub fn sweep(&mut self, dump: &Dump, place: &str) {
         let litter = plan::litter(dump, place, &self.basis, &self.history, &self.listing);
-        if litter.is_empty() {
+        if litter.is_empty() || self.far.may_discard().is_ok_and(|may| !may) {
             return;
         }
         let swept = self.far.discard("", &litter).and_then(|ran| ran.check());
@@ -73,10 +84,12 @@ impl Pass<'_> {
         self.warn(dump, "cannot clean up over there", swept);
     }
 
-    /// Says what went wrong and does no harm. That a limit ended it is said by what it ends.
+    /// Says what went wrong and does no harm. That a limit, the clock or a signal ended it is said by what it ends.
     fn warn(&self, dump: &Dump, what: &str, result: Result<()>) {
         if let Err(error) = result
             && !error.is::<LimitReached>()
+            && !error.is::<TimeIsUp>()
+            && stop::caught().is_none()
         {
             self.session.report.warn(dump.id.as_str(), &format!("{what}: {error:#}"));
         }
@@ -85,26 +98,48 @@ impl Pass<'_> {
     /// Lays the bases of a dump's files. Returns the hard links to take up again.
     pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey) -> Vec<(FarFile, String)> {
         let mut links = Vec::new();
-        for file in &dump.files {
-            let Some(basis) = plan::basis(dump, file, place, &self.history, &self.listing) else { continue };
-            let laid = if journey.way.sliced {
-                self.lay_partial(dump, place, file, &basis)
-            } else {
-                let new = format!("{place}/{}", file.name);
-                self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
-                    links.push((basis.there.clone(), new));
-                })
+        let basis = |file| plan::basis(dump, file, place, &self.history, &self.listing);
+        let mut bases: Vec<Option<Basis>> = dump.files.iter().map(basis).collect();
+        if bases.iter().any(Option::is_some) {
+            let may = self.far.may_discard();
+            // What could never be taken up again is not laid.
+            if !may.as_ref().is_ok_and(|may| *may) {
+                bases.fill(None);
+            }
+            self.warn(dump, "goes without a basis", may.map(|_| ()));
+        }
+        for (file, basis) in dump.files.iter().zip(bases) {
+            let laid = match basis {
+                Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
+                Some(basis) => {
+                    let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
+                    self.far.seed_bases(&self.basis, &pair).and_then(|ran| ran.check()).map(|()| links.extend(pair))
+                }
+                None if journey.way.sliced && (self.far.loses_partials() || self.far.may_hide_partials()) => {
+                    self.warn(dump, "cannot be sent in slices", self.lay_empty(place, file));
+                    Ok(())
+                }
+                None => Ok(()),
             };
             self.warn(dump, "goes without a basis", laid);
         }
         links
     }
 
+    /// Makes an empty partial file of `file`, unless something of it is there.
+    fn lay_empty(&self, place: &str, file: &FileEntry) -> Result<()> {
+        let names = [format!("{place}/{}", file.name), format!("{place}/{PARTIAL}/{}", file.name)];
+        if names.iter().any(|name| plan::find(&self.listing, name).is_some()) {
+            return Ok(());
+        }
+        self.far.seed_empty(place, PARTIAL, &file.name)
+    }
+
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
     pub fn take_up(&self, dump: &Dump, links: &[(FarFile, String)]) {
-        for (old, new) in links {
-            let dropped = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check());
-            self.warn(dump, &format!("cannot remove {}/{new} over there", self.basis), dropped);
+        for link in links {
+            let dropped = self.far.drop_bases(&self.basis, std::slice::from_ref(link)).and_then(|ran| ran.check());
+            self.warn(dump, &format!("cannot remove {}/{} over there", self.basis, link.1), dropped);
         }
     }
 
@@ -144,11 +179,11 @@ impl Pass<'_> {
         fs::create_dir_all(&dir).context("cannot make a temporary directory")?;
         let path = dir.join(&file.name);
         let made = copy_after(&mut old, &path, gap).context("cannot make a temporary file");
-        let new = format!("{place}/{}", file.name);
+        let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
         let laid = made.and_then(|bytes| {
-            self.far.seed_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.seed_bases(&self.basis, &pair)?.check()?;
             let laid = self.far.seed_from(&dir, place, PARTIAL, &file.name, &self.basis, bytes);
-            self.far.drop_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.drop_bases(&self.basis, &pair)?.check()?;
             laid
         });
         fs::remove_file(&path).context("cannot remove a temporary file")?;
@@ -234,8 +269,12 @@ fn copy_after(old: &mut File, path: &Path, gap: u64) -> Result<u64> {
         let hole = rustix::fs::seek(&*old, rustix::fs::SeekFrom::Hole(at))?;
         old.seek(SeekFrom::Start(at))?;
         new.seek(SeekFrom::Start(gap + at))?;
-        std::io::copy(&mut old.by_ref().take(hole - at), &mut new)?;
-        at = hole;
+        while at < hole {
+            stop::check()?;
+            let copied = std::io::copy(&mut old.by_ref().take((hole - at).min(COPIED)), &mut new)?;
+            ensure!(copied > 0, "a file became shorter while it was copied");
+            at += copied;
+        }
     }
     Ok(gap + end)
 }

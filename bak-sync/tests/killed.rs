@@ -133,21 +133,23 @@ fn victims(pass: &Child, listener: u32) -> BTreeMap<&'static str, Vec<u32>> {
     victims
 }
 
-/// Eight times here; `BAK_KILLS=100` in the long run. `BAK_SEED` makes it others.
-#[test]
-fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_whole() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
+}
+
+/// Begins passes, with limits up to `limit`, and in each kills one of its programs at any moment: once up to `bytes` have
+/// crossed, or after up to a second. Whoever that is, nothing is lost, nothing that has arrived is sent again, and what has
+/// a sidecar is whole. Eight times; `BAK_KILLS=100` in the long run. `BAK_SEED` makes it other moments. `more` puts dumps
+/// into the outbox whenever all have arrived; the ids of all of these are returned.
+fn kill_at_random(
+    counted: &Counted,
+    limit: u64,
+    bytes: u64,
+    mut more: impl FnMut(&Place, u64) -> Vec<String>,
+) -> Vec<String> {
     let kills = number("BAK_KILLS").unwrap_or(8);
-    let counted = Counted::new();
     let place = &counted.place;
     let listener = place.sshd.as_ref().unwrap().pid();
-    let old = random_bytes(3 << 20);
-    let mut new = old.clone();
-    for at in (0..new.len()).step_by(16 << 10) {
-        new[at..at + 4096].copy_from_slice(&noise(at as u64, 4096));
-    }
-    place.wait_with("web", DAY1, &old, json!({}));
-    place.sync([]).clean();
     let mut random =
         noise(number("BAK_SEED").unwrap_or(kills), 64 * usize::try_from(kills).unwrap()).into_iter().map(u64::from);
     let mut next = |below: u64| (random.next().unwrap() << 8 | random.next().unwrap()) % below;
@@ -156,23 +158,14 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
     while killed.values().sum::<u64>() < kills {
         assert!(round < 4 * kills, "passes are over before anyone is killed: {killed:?}");
         if check_store(&place.outbox()).whole.is_empty() {
-            // All has arrived: the same again, under other names.
-            ids.push(place.wait_with(
-                "web",
-                &format!("2026-11-19T{:02}:{:02}:00Z", round / 60, round % 60),
-                &new,
-                json!({"rank": 1}),
-            ));
-            ids.push(place.wait_with(&format!("db{round}"), DAY1, &random_bytes(2 << 20), json!({"rank": 2})));
-            ids.push(place.wait_there(&format!("tiny{round}"), DAY1, 5000, json!({"rank": 3})));
+            ids.extend(more(place, round));
         }
         let (seen, noted) = (counted.seen(), place.counted());
         let arrived = arrived(place);
-        let limit = (next(40) * 100_000 + 100_000).to_string();
+        let limit = (next(40) * (limit / 40) + 100_000).to_string();
         let mut pass = counted.start(&["--limit", &limit, "--retries", "1"]);
-        // Any moment: after so many bytes, or after so long.
         let (begun, by_bytes) = (Instant::now(), next(3) > 0);
-        let (end, after) = (seen + next(800) * 1000, Duration::from_millis(next(1000)));
+        let (end, after) = (seen + next(800) * (bytes / 800), Duration::from_millis(next(1000)));
         let now = || if by_bytes { counted.seen() >= end } else { begun.elapsed() >= after };
         wait_for("a pass hangs", || now() || pass.try_wait().unwrap().is_some());
         // Of a pass that has ended the number may belong to another process by now.
@@ -202,12 +195,57 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
     }
     assert!(counted.start(&[]).wait().unwrap().success());
     println!("killed: {killed:?}; {} dumps", ids.len());
-    let seen = check_store(&place.far());
-    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (ids.len() + 1, 0, 0));
     assert!(check_store(&place.outbox()).whole.is_empty());
     // Whatever the killed have left over there was hidden, and is gone.
     let left = place.kit.sh("find far -name '.*.??????' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
     assert_eq!(left.clean().out, "");
+    ids
+}
+
+/// A start of its own for each round.
+fn start_of(round: u64) -> String {
+    format!("2026-11-19T{:02}:{:02}:00Z", round / 60, round % 60)
+}
+
+#[test]
+fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_whole() {
+    let counted = Counted::new();
+    let place = &counted.place;
+    let old = random_bytes(3 << 20);
+    let mut new = old.clone();
+    for at in (0..new.len()).step_by(16 << 10) {
+        new[at..at + 4096].copy_from_slice(&noise(at as u64, 4096));
+    }
+    place.wait_with("web", DAY1, &old, json!({}));
+    place.sync([]).clean();
+    let ids = kill_at_random(&counted, 4_000_000, 800_000, |place, round| {
+        vec![
+            place.wait_with("web", &start_of(round), &new, json!({"rank": 1})),
+            place.wait_with(&format!("db{round}"), DAY1, &random_bytes(2 << 20), json!({"rank": 2})),
+            place.wait_there(&format!("tiny{round}"), DAY1, 5000, json!({"rank": 3})),
+        ]
+    });
+    let seen = check_store(&place.far());
+    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (ids.len() + 1, 0, 0));
+}
+
+#[test]
+fn small_dumps_that_go_together_bear_it_too() {
+    let counted = Counted::new();
+    let place = &counted.place;
+    // Some of them have a basis over there.
+    let content = |at: u64| noise(at, 30_000);
+    for at in 0..10 {
+        place.wait_with(&format!("g{at:02}"), DAY1, &content(at), json!({"rank": at}));
+    }
+    place.sync([]).clean();
+    let ids = kill_at_random(&counted, 1_500_000, 800_000, |place, round| {
+        let new = |at: u64| [&content(at)[..20_000], &noise(100 + at + 1000 * round, 12_000)].concat();
+        let one = |at: u64| place.wait_with(&format!("g{at:02}"), &start_of(round), &new(at), json!({"rank": at}));
+        (0..40).map(one).collect()
+    });
+    let seen = check_store(&place.far());
+    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (ids.len() + 10, 0, 0));
 }
 
 /// Dumps that wait and whose data is over there, whole: what was sent of each so far, and its size.

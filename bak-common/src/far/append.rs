@@ -10,13 +10,16 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 
-use super::Far;
+use super::{Bounds, Far};
 use crate::fsio;
 use crate::meter::{Throttle, Wire};
 
 /// What is copied at once, in bytes: between two of them the limit, the rate and the watcher are looked at.
 const CHUNK: usize = 256 << 10;
+
+const LONG: Bounds = Bounds { lock: None, at_most: None, silent: 0, long: true };
 
 /// A slice of a file on its way to a mounted far side.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,7 @@ impl Far {
     pub fn append(&self, slice: Slice, watch: &mut dyn FnMut(Wire) -> Result<()>) -> Result<bool> {
         let Slice { from, place, partial, name, .. } = slice;
         self.still_mounted()?;
-        let Some(top) = &self.top else { bail!("only a mounted path can be appended to") };
+        let Some(top) = &self.opened else { bail!("only a mounted path can be appended to") };
         let mut here = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
         let dir = fsio::make_dir(top.as_fd(), place).context("cannot make a directory over there")?;
         let parts = fsio::make_dir(dir.as_fd(), partial).context("cannot make a directory over there")?;
@@ -57,7 +60,8 @@ impl Far {
             if !whole {
                 return Ok(false);
             }
-            if same(&mut here, &mut there).context("cannot read back a file over there")? {
+            let read = same(&mut here, &mut there, || self.check(&LONG));
+            if read.context("cannot read back a file over there")? {
                 break;
             }
             there.set_len(0).context("cannot write a file over there")?;
@@ -95,7 +99,8 @@ impl Far {
         let mut throttle = Throttle::new(|| self.speed());
         let mut buffer = vec![0; CHUNK];
         while at < end && left > 0 {
-            let most = throttle.turn(CHUNK, || watch(self.wire()))?;
+            let most = throttle.turn(CHUNK, || self.check(&LONG).and_then(|()| watch(self.wire())))?;
+            self.check(&LONG)?;
             let wanted = usize::try_from(left).unwrap_or(CHUNK).min(most);
             let count = here.read(&mut buffer[..wanted]).context("cannot read a file")?;
             if count == 0 {
@@ -106,6 +111,7 @@ impl Far {
             there.write_all(&buffer[..count]).map_err(unwritten)?;
             (at, left) = (at + count as u64, left - count as u64);
             throttle.passed(count);
+            self.position.store(at, Relaxed);
             watch(self.wire())?;
         }
         Ok(at == end)
@@ -123,11 +129,12 @@ fn unwritten(error: std::io::Error) -> anyhow::Error {
 }
 
 /// Whether two files have the same content.
-fn same(one: &mut File, other: &mut File) -> std::io::Result<bool> {
+fn same(one: &mut File, other: &mut File, check: impl Fn() -> Result<()>) -> Result<bool> {
     let (mut a, mut b) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
     one.rewind()?;
     other.rewind()?;
     loop {
+        check()?;
         a.clear();
         b.clear();
         (&*one).take(CHUNK as u64).read_to_end(&mut a)?;

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::listing::{self, listed};
-use super::{Bounds, Far, FarFile, Url, mounted, with_slash};
+use super::{Bounds, Far, FarFile, Ran, Url, mounted, with_slash};
 use crate::lock::Lock;
 use crate::name::printable;
 use crate::store::Listing;
@@ -23,7 +23,7 @@ impl Far {
     /// sides read. What differs, as rsync says it; nothing if all is well.
     pub fn differences(&self, from: &Path, files: &[String], bytes: u64, lock: &Lock) -> Result<Vec<String>> {
         let options = ["-n", "-t", "--checksum", "--itemize-changes"];
-        let bounds = Bounds { silent: bytes, ..Bounds::under(lock) };
+        let bounds = Bounds { silent: bytes, long: true, ..Bounds::under(lock) };
         let places = [with_slash(from.to_owned()), self.place("")];
         let ran = self.rsync(&options, files, places, bounds, &mut |_| Ok(()))?;
         ran.check()?;
@@ -39,16 +39,9 @@ impl Far {
         }
         let to = self.scratch_file("fetched");
         fs::create_dir(&to).context("cannot make a temporary directory")?;
-        let options = ["--max-size=16M"];
-        let ran = self.rsync(
-            &options,
-            &[name.to_owned()],
-            [self.place(""), to.clone().into_os_string()],
-            Bounds::default(),
-            &mut |_| Ok(()),
-        )?;
+        let (ran, got) = self.pull(&["--max-size=16M"], &[name.to_owned()], &to)?;
         ran.in_limit()?;
-        let result = match fs::read(to.join(name)) {
+        let result = match fs::read(got.join(name)) {
             Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
             // Only a clear "no such file" is an absence; any other trouble is trouble.
             // (Where the directory itself is missing, rsync may end with 23, or break off with 12, or 3 locally.)
@@ -57,6 +50,7 @@ impl Far {
             {
                 Ok(Fetched::Missing)
             }
+            _ if ran.no_directory() => Ok(Fetched::Missing),
             Ok(_) => Err(ran.error()),
             // A directory, a symbolic link, or far too large: rsync passes over it. No file of ours is like that.
             Err(_) if ran.finished.status.success() => Ok(Fetched::Missing),
@@ -72,15 +66,37 @@ impl Far {
         if let Url::Path(top) = &self.url {
             return mounted::list(top, names).context("cannot list the far side");
         }
-        let options = ["--list-only", "-r", "--ignore-missing-args"];
-        let places = [self.place(""), self.scratch.join("empty").into_os_string()];
-        let ran = self.rsync(&options, names, places, Bounds::default(), &mut |_| Ok(()))?;
+        let (ran, _) =
+            self.pull(&["--list-only", "-r", "--ignore-missing-args"], names, &self.scratch.join("empty"))?;
         ran.check().context("cannot list the far side")?;
         let text = String::from_utf8_lossy(&ran.finished.stdout);
-        text.lines()
+        let files: Vec<FarFile> = text
+            .lines()
             .filter(|line| !line.ends_with(" ."))
             .map(|line| listed(line).with_context(|| format!("cannot read rsync's listing: `{}`", printable(line))))
-            .collect()
+            .collect::<Result<_>>()?;
+        let (_, prefix) = self.top();
+        if prefix.is_empty() {
+            return Ok(files);
+        }
+        if files.is_empty() {
+            // Nothing of it is there, or not even our directory.
+            let (ran, _) = self.pull(&["--list-only", "-d"], &[String::new()], &self.scratch.join("empty"))?;
+            ran.check().context("cannot list the far side")?;
+        }
+        let below = |file: FarFile| Some(FarFile { name: file.name.strip_prefix(&prefix)?.to_owned(), ..file });
+        Ok(files.into_iter().filter_map(below).collect())
+    }
+
+    /// Has rsync fetch, or list, these names: what it fetches comes to lie in the directory that is returned, in `to`.
+    ///
+    /// They are named from the top: a daemon of rsync 3.5.0 without chroot that is asked for names in a directory below its
+    /// module sends the content of those of the same names in the module itself.
+    fn pull(&self, options: &[&str], names: &[String], to: &Path) -> Result<(Ran, PathBuf)> {
+        let (top, prefix) = self.top();
+        let names: Vec<String> = names.iter().map(|name| format!("{prefix}{name}")).collect();
+        let places = [top, to.to_owned().into_os_string()];
+        Ok((self.rsync(options, &names, places, Bounds::default(), &mut |_| Ok(()))?, to.join(prefix)))
     }
 
     /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.
@@ -96,19 +112,15 @@ impl Far {
         fs::create_dir(&to).context("cannot make a temporary directory")?;
         if !names.is_empty() {
             // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
-            let places = [self.place(""), to.clone().into_os_string()];
-            let ran = self.rsync(
-                &["--max-size=16M", "--ignore-missing-args"],
-                &names,
-                places,
-                Bounds::default(),
-                &mut |_| Ok(()),
-            )?;
+            let (ran, _) = self.pull(&["--max-size=16M", "--ignore-missing-args"], &names, &to)?;
+            ran.in_limit()?;
             if ran.line_down() {
                 return Err(ran.error().context("cannot fetch the sidecars of the far side"));
             }
         }
-        let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
+        let got = to.join(self.top().1);
+        let texts =
+            names.into_iter().filter_map(|name| Some((name.clone(), fs::read(got.join(&name)).ok()?))).collect();
         let _ = fs::remove_dir_all(&to);
         let dumps = listing::dumps(top, &files, &texts);
         Ok((files, dumps))

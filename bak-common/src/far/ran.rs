@@ -2,6 +2,8 @@
 
 use anyhow::{Result, anyhow};
 
+use super::end::End;
+use super::{daemon, rrsync};
 use crate::command::Finished;
 use crate::meter::Wire;
 
@@ -12,6 +14,8 @@ pub struct Ran {
     pub wire: Wire,
     /// The limit ended it, in order.
     pub cut: bool,
+    /// It was ended before it was done.
+    pub end: Option<End>,
 }
 
 /// What was asked for would have gone beyond the limit.
@@ -56,13 +60,16 @@ fn full(said: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether ssh's words say that it will not be let in next time either.
+/// Whether these words of ssh's or a daemon's say that we will not be let in next time either.
 pub fn refused(said: &str) -> bool {
     [
         "Permission denied",
         "Host key verification failed",
         "IDENTIFICATION HAS CHANGED",
         "Too many authentication failures",
+        "@ERROR: auth failed",
+        "@ERROR: Unknown module",
+        "@ERROR: access denied",
     ]
     .iter()
     .any(|words| said.contains(words))
@@ -71,13 +78,58 @@ pub fn refused(said: &str) -> bool {
 impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
-        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
-            && full(&self.finished.stderr).is_none()
+        let code = self.finished.status.code();
+        self.end.is_none() && (matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
     }
 
-    /// An error if the limit ended it, which is a [`LimitReached`].
+    /// Whether there was no room over there.
+    pub fn is_full(&self) -> bool {
+        full(&self.finished.stderr).is_some()
+    }
+
+    /// Whether a next try can only end the same way.
+    fn hopeless(&self) -> bool {
+        let said = &self.finished.stderr;
+        full(said).is_some() || daemon::words(said).is_some() || rrsync::words(said).is_some()
+    }
+
+    /// Whether somebody else is served over there just now, and only so many at a time.
+    pub(super) fn busy(&self) -> bool {
+        !self.finished.status.success() && (daemon::busy(&self.finished.stderr) || rrsync::busy(&self.finished.stderr))
+    }
+
+    /// Whether the far side does not know this option, or forbids it.
+    pub(super) fn denies(&self, option: &str) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success()
+            && (said.contains(&format!("{option}: unknown option"))
+                || daemon::refuses(said) == Some(option)
+                || (option == "--fsync" && said.contains(rrsync::UNKNOWN)))
+    }
+
+    /// Whether the far side lets nobody remove anything.
+    pub(super) fn forbids_removal(&self) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success()
+            && (matches!(daemon::refuses(said), Some("--delete" | "--remove-source-files"))
+                || said.contains("--remove-source-files has been disabled"))
+    }
+
+    /// Whether the directory that a daemon or rrsync serves is not there.
+    pub(super) fn no_directory(&self) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success()
+            && (said.contains(daemon::NO_DIRECTORY) || rrsync::NO_DIRECTORY.iter().any(|text| said.contains(text)))
+    }
+
+    /// An error if the limit ended it, which is a [`LimitReached`]; or what else did.
     pub fn in_limit(&self) -> Result<()> {
-        if self.cut && !self.finished.status.success() { Err(LimitReached.into()) } else { Ok(()) }
+        match self.end {
+            _ if self.finished.status.success() => Ok(()),
+            Some(end) => Err(end.error()),
+            None if self.cut => Err(LimitReached.into()),
+            None => Ok(()),
+        }
     }
 
     pub fn check(&self) -> Result<()> {
@@ -88,6 +140,19 @@ impl Ran {
     pub fn error(&self) -> anyhow::Error {
         let code = self.finished.status.code();
         let status = code.map_or_else(|| "killed".to_owned(), |code| code.to_string());
+        let stderr = &self.finished.stderr;
+        if full(stderr).is_none()
+            && let Some((meaning, line)) = daemon::words(stderr).or_else(|| rrsync::words(stderr))
+        {
+            let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
+            return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if let Some(line) = daemon::unreachable(stderr) {
+            return anyhow!("{line} (rsync {status})");
+        }
+        if self.busy() {
+            return anyhow!("others are served over there, and only so many at a time (rsync {status})");
+        }
         // rsync's own last line repeats its status; what matters stands before.
         let said: Vec<&str> = self
             .finished
@@ -97,6 +162,6 @@ impl Ran {
             .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
             .collect();
         let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
-        anyhow!("{} (rsync {status}){said}", full(&self.finished.stderr).unwrap_or_else(|| words(code)))
+        anyhow!("{} (rsync {status}){said}", full(stderr).unwrap_or_else(|| words(code)))
     }
 }
