@@ -27,7 +27,7 @@ impl Far {
         let (kit, line) = (Kit::new(), Line::new());
         fs::create_dir(kit.path("far")).unwrap();
         let sshd = line.sshd(&kit.path("sshd"));
-        let far = Self { place: Place { kit, sshd: Some(sshd) }, line };
+        let far = Self { place: Place { kit, sshd: Some(sshd), rsyncd: None }, line };
         far.sync(&["--init"]).clean();
         far.line.slow("20mbit");
         far
