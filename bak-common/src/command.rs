@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::CommandFdExt;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -52,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    heeds: bool,
     tick: Duration,
 }
 
@@ -109,6 +110,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            heeds: false,
             tick: Duration::from_millis(100),
         })
     }
@@ -174,10 +176,16 @@ impl Program {
         self
     }
 
-    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
-    /// and they can be ended together: see [`stop_group`].
-    pub fn own_group(mut self) -> Self {
+    /// Makes it the head of a process group, so that [`stop_group`] reaches all that it starts. A terminal's signals do not
+    /// reach it then, but our death does.
+    pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
+    pub fn heeding(mut self) -> Self {
+        self.heeds = true;
         self
     }
 
@@ -319,6 +327,11 @@ impl Program {
                     break Err(error);
                 }
             }
+            if self.heeds
+                && let Err(error) = crate::stop::check()
+            {
+                break Err(error);
+            }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
                     "{} took longer than {} s and was stopped",
@@ -334,7 +347,10 @@ impl Program {
             }
             Err(error) => {
                 if self.own_group {
-                    stop_group(&mut child);
+                    // Asked by itself it may still put in order what its children do: these have a moment of their own.
+                    ask(&mut child, Duration::from_secs(1));
+                    std::thread::sleep(Duration::from_millis(200));
+                    let _ = stop_group(&mut child, Duration::ZERO);
                 } else {
                     stop(&mut child);
                 }
@@ -360,23 +376,42 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
-/// that is left of its group is ended. It is gone when this returns.
-pub fn stop_group(child: &mut Child) {
+/// Asks a program to end, and waits for it so long.
+fn ask(child: &mut Child, patience: Duration) {
     let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    // As long as it is not waited for, its number is nobody else's.
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let Ok(seen) = waitid(WaitId::Pid(pid), look) else { return };
-    let ended = || !matches!(waitid(WaitId::Pid(pid), look), Ok(None));
-    if seen.is_none() {
+    let asked = Instant::now();
+    if !has_ended(child) {
         let _ = rustix::process::kill_process(pid, Signal::TERM);
+    }
+    while asked.elapsed() < patience && !has_ended(child) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a program has ended. It is not taken leave of: its number stays its own.
+pub fn has_ended(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        Some(pid) => !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)),
+        None => true,
+    }
+}
+
+/// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
+/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
+pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
+    // Not reaped yet, so its number, which is the group's, is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        if !has_ended(child) {
+            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+        }
         let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(1) && !ended() {
+        while asked.elapsed() < patience && !has_ended(child) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-    let _ = child.wait();
+    child.wait().context("cannot wait for a program")
 }
 
 impl Finished {

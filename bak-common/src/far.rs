@@ -339,7 +339,8 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            crate::command::stop_group(master);
+            // It is gone, whatever it says.
+            let _ = crate::command::stop_group(master, ssh::STOPPING);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod net;
 pub mod process;
+pub mod pve;
 pub mod rsyncd;
 pub mod sshd;
 pub mod strace;
