@@ -4,7 +4,7 @@
 //! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
 //! argument, a pattern or a word of a shell.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::lock::Lock;
 use crate::meter::{Speed, Wire};
+use crate::report::Kind;
 
 mod append;
 mod daemon;
@@ -295,8 +296,10 @@ impl Far {
         let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let opened = self.opened.as_ref().and_then(|top| top.metadata().ok()).map(inode);
         let same = opened.is_some() && fs::metadata(path).ok().map(inode) == opened;
-        ensure!(same, "{} is not what it was when this began: was it unmounted?", path.display());
-        Ok(())
+        if same {
+            return Ok(());
+        }
+        Err(Kind::Refused.says(format!("{} is not what it was when this began: was it unmounted?", path.display())))
     }
 
     /// What rsync has said, with the path that the user knows.

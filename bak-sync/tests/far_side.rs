@@ -126,7 +126,7 @@ fn a_mount_point_is_not_filled_when_its_mount_goes_away_not_even_in_mid_pass() {
         // Once the first dump's sidecar has gone over.
         let ran = with_stand_in(
             &place,
-            &format!("*/sidecar/*) RSYNC \"$@\"; status=$?; {umount} 2>/dev/null; exit $status ;;"),
+            &format!("*/sidecar*) RSYNC \"$@\"; status=$?; {umount} 2>/dev/null; exit $status ;;"),
         );
         ran.expect(4).says("was it unmounted");
         assert_eq!(check_store(&place.outbox()).whole, ids, "counted as sent");
