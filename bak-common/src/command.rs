@@ -52,7 +52,6 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
-    heeds: bool,
     tick: Duration,
 }
 
@@ -110,7 +109,6 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
-            heeds: false,
             tick: Duration::from_millis(100),
         })
     }
@@ -176,16 +174,10 @@ impl Program {
         self
     }
 
-    /// Makes it the head of a process group, so that [`stop_group`] reaches all that it starts. A terminal's signals do not
-    /// reach it then, but our death does.
-    pub fn in_own_group(mut self) -> Self {
+    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
+    /// and they can be ended together: see [`stop_group`].
+    pub fn own_group(mut self) -> Self {
         self.own_group = true;
-        self
-    }
-
-    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
-    pub fn heeding(mut self) -> Self {
-        self.heeds = true;
         self
     }
 
@@ -200,6 +192,9 @@ impl Program {
         if !self.own_locale {
             command.env("LC_ALL", "C");
         }
+        if self.own_group {
+            command.process_group(0);
+        }
         command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
@@ -210,9 +205,6 @@ impl Program {
             (None, None) => Stdio::null(),
         };
         command.stdin(stdin);
-        if self.own_group {
-            command.process_group(0);
-        }
         // Under their own numbers: any other may be that of a descriptor which the user hands on through us.
         command.preserved_fds(self.held.drain(..).collect());
         command
@@ -327,11 +319,6 @@ impl Program {
                     break Err(error);
                 }
             }
-            if self.heeds
-                && let Err(error) = crate::stop::check()
-            {
-                break Err(error);
-            }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
                     "{} took longer than {} s and was stopped",
@@ -347,10 +334,7 @@ impl Program {
             }
             Err(error) => {
                 if self.own_group {
-                    // Asked by itself it may still put in order what its children do: these have a moment of their own.
-                    ask(&mut child, Duration::from_secs(1));
-                    std::thread::sleep(Duration::from_millis(200));
-                    let _ = stop_group(&mut child, Duration::ZERO);
+                    stop_group(&mut child);
                 } else {
                     stop(&mut child);
                 }
@@ -376,18 +360,6 @@ pub fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Asks a program to end, and waits for it so long.
-fn ask(child: &mut Child, patience: Duration) {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    let asked = Instant::now();
-    if !has_ended(child) {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
-    }
-    while asked.elapsed() < patience && !has_ended(child) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Whether a program has ended. It is not taken leave of: its number stays its own.
 pub fn has_ended(child: &Child) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -397,13 +369,22 @@ pub fn has_ended(child: &Child) -> bool {
     }
 }
 
-/// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
-/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
-pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    // Not reaped yet, so its number, which is the group's, is nobody else's.
+/// How long a program that has its own group may take to end if nobody says.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
+/// that is left of its group is ended. It is gone when this returns.
+pub fn stop_group(child: &mut Child) {
+    // How it ended does not matter here.
+    let _ = stop_group_within(child, PATIENCE);
+}
+
+/// The same with another patience, and how it ended. Nobody may have waited for it before: as long as nobody has, its
+/// number, which is the group's, is nobody else's.
+pub fn stop_group_within(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         if !has_ended(child) {
-            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+            let _ = rustix::process::kill_process(group, Signal::TERM);
         }
         let asked = Instant::now();
         while asked.elapsed() < patience && !has_ended(child) {
