@@ -342,8 +342,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            // It is gone, whatever it says.
-            let _ = crate::command::stop_group(master, ssh::STOPPING);
+            crate::command::stop_group(master);
         }
     }
 }

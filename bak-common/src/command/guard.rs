@@ -27,7 +27,7 @@ impl Program {
         // The path stays ours even if this program is replaced by a newer one meanwhile.
         self.path = format!("/proc/{}/exe", std::process::id()).into();
         self.on_our_death = rustix::process::Signal::TERM;
-        self.in_own_group()
+        self.own_group()
     }
 }
 

@@ -105,7 +105,7 @@ impl Far {
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
         // A terminal's Ctrl-C is for us, who end it in order.
-        program = program.in_own_group();
+        program = program.own_group();
         if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;
         }

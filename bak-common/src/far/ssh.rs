@@ -10,11 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::end::End;
 use super::{Far, Url};
-use crate::command::{Program, stop_group};
+use crate::command::Program;
 use crate::stop;
-
-/// How long the connection has to end once it was asked to.
-pub(super) const STOPPING: Duration = Duration::from_secs(1);
 
 impl Far {
     /// Starts the ssh connection that the runs share, and waits until it stands; nothing is done where one stands, or none
@@ -53,13 +50,12 @@ impl Far {
                 let check = Program::new(&self.shell[0])?
                     .args(with_socket(&["-O", "check", "--", host]))
                     .timeout(Duration::from_secs(10))
-                    .in_own_group()
-                    .heeding()
-                    .run();
+                    .own_group()
+                    .run_with(|_| stop::check());
                 let check = match check {
                     Ok(check) => check,
                     Err(error) => {
-                        let _ = stop_group(&mut master, STOPPING);
+                        crate::command::stop_group(&mut master);
                         return Err(error);
                     }
                 };
@@ -69,7 +65,7 @@ impl Far {
             }
             let late = begun.elapsed() > Duration::from_secs(60);
             if late || stop::caught().is_some() {
-                let _ = stop_group(&mut master, STOPPING);
+                crate::command::stop_group(&mut master);
                 stop::check()?;
                 bail!("ssh could not connect within 60 s");
             }
