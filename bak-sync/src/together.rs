@@ -11,6 +11,7 @@ use bak_common::meter::Wire;
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry, SentNote};
+use bak_common::report::status;
 use bak_common::stop;
 use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
@@ -18,7 +19,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::apply::{Pass, attempt, caps, cost};
+use crate::apply::{Pass, attempt, caps, cost, stays};
 use crate::batch::{self, Candidate, divide, together};
 use crate::carry::{Noted, Stop, Trouble, holes, went_well};
 use crate::plan::{self, PARTIAL, There};
@@ -128,7 +129,7 @@ impl Pass<'_> {
         let wire = self.far.take_wire();
         self.sum = self.sum + wire;
         self.budget.spend(wire.both());
-        let why = match &why {
+        let said = match &why {
             Some(Stop::Trouble(trouble)) => Some(format!("{:#}", trouble.error)),
             Some(Stop::Time) => Some(self.why_cut(Ended::Until)),
             Some(Stop::Signal(stopped)) => Some(stopped.to_string()),
@@ -137,8 +138,14 @@ impl Pass<'_> {
         self.charge(
             &all,
             &id,
-            Attempt { at, why, ..attempt(self.session, self.dest, &id, None, wire, begun, "done") },
+            Attempt { at, why: said, ..attempt(self.session, self.dest, &id, None, wire, begun, "done") },
         )?;
+        // Not the far side that it was: nothing more goes there, not even alone.
+        if let Some(Stop::Trouble(trouble)) = why
+            && status(&trouble.error) == 4
+        {
+            return Err(stays(trouble.error, dumps.len()));
+        }
         let mut fates = self.settle(all);
         Ok(dumps
             .into_iter()
