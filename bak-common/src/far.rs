@@ -7,7 +7,9 @@
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::lock::Lock;
 use crate::meter::{Speed, Wire};
+use crate::report::Kind;
 
 mod append;
 mod daemon;
@@ -65,6 +68,9 @@ pub struct Far {
     /// Temporary files of this pass: lists, stubs, the meter's counts.
     scratch: PathBuf,
     scratch_dir: fs::File,
+    /// The directory of a mounted path as it was when the pass began. What is written goes there, never to what comes to
+    /// light where it was mounted.
+    opened: Option<fs::File>,
     /// The command that reaches the host, and the same over the connection that the runs share.
     shell: Vec<OsString>,
     ssh: Vec<OsString>,
@@ -121,8 +127,13 @@ impl Far {
     /// Prepares a connection; over ssh, one that all runs of this pass share. `scratch` is an empty directory of ours.
     pub fn open(url: Url, access: &Access, scratch: &Path) -> Result<Self> {
         daemon::check(&url, access)?;
+        let opened = match &url {
+            Url::Path(path) => fs::File::open(path).ok(),
+            Url::Ssh { .. } | Url::Daemon(_) => None,
+        };
         let mut far = Self {
             url,
+            opened,
             scratch: scratch.to_owned(),
             scratch_dir: fs::File::open(scratch).context("cannot open a temporary directory")?,
             shell: Vec::new(),
@@ -225,7 +236,8 @@ impl Far {
         match &self.url {
             Url::Path(path) => {
                 let mut place = OsString::from(if self.metered() { "here:" } else { "" });
-                place.push(path.join(below));
+                let top = self.opened.as_ref().map_or_else(|| path.clone(), alias);
+                place.push(top.join(below));
                 if !place.as_bytes().ends_with(b"/") {
                     place.push("/");
                 }
@@ -278,6 +290,26 @@ impl Far {
         self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
     }
 
+    /// Refuses to write to a mounted path where something else is by now.
+    fn still_mounted(&self) -> Result<()> {
+        let Url::Path(path) = &self.url else { return Ok(()) };
+        let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let opened = self.opened.as_ref().and_then(|top| top.metadata().ok()).map(inode);
+        let same = opened.is_some() && fs::metadata(path).ok().map(inode) == opened;
+        if same {
+            return Ok(());
+        }
+        Err(Kind::Refused.says(format!("{} is not what it was when this began: was it unmounted?", path.display())))
+    }
+
+    /// What rsync has said, with the path that the user knows.
+    fn said_here(&self, said: String) -> String {
+        match (&self.url, &self.opened) {
+            (Url::Path(path), Some(opened)) => said.replace(&*alias(opened).to_string_lossy(), &path.to_string_lossy()),
+            _ => said,
+        }
+    }
+
     /// Sends files of the directory `from`, each to the same name below the destination's directory `below`. What is
     /// there already, by size and time, is not sent again.
     pub fn send(
@@ -313,6 +345,11 @@ impl Drop for Far {
             crate::command::stop_group(master);
         }
     }
+}
+
+/// A path to a directory that is open here, whatever becomes of its name; for us and for the programs we start.
+fn alias(dir: &fs::File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), dir.as_raw_fd()).into()
 }
 
 fn with_slash(path: PathBuf) -> OsString {

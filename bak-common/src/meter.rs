@@ -314,7 +314,14 @@ impl Line {
 /// Is a meter, if this process was started as one: the status to exit with. `None` otherwise.
 pub fn run() -> Option<Result<u8>> {
     let mut args = std::env::args_os().skip(1);
-    match args.next()?.to_str() {
+    let mode = args.next()?;
+    if mode.to_str().is_some_and(|mode| mode.starts_with(METER)) {
+        // rsync leaves its socket, our standard output, non-blocking: while it is slow to read that would be an error. If
+        // this fails, so does what follows.
+        let _ = rustix::io::ioctl_fionbio(std::io::stdin(), false);
+        let _ = rustix::io::ioctl_fionbio(std::io::stdout(), false);
+    }
+    match mode.to_str() {
         Some(METER) => Some(meter(args)),
         Some(METER_HERE) => {
             let (counts, limit) = (args.next(), args.next());

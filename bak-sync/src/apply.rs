@@ -130,6 +130,8 @@ pub struct Pass<'a> {
     pub basis: String,
     pub id: String,
     pub budget: Budget,
+    /// The last attempt at the dump in hand did not end in order: its other end may still be there, and write.
+    pub unsure: bool,
     /// What all of it has cost so far.
     pub sum: Wire,
     /// How fast dumps went so far, in bytes a second.
@@ -210,6 +212,7 @@ pub fn pass(
         basis,
         id,
         budget,
+        unsure: false,
         sum,
         rate,
         turn: Turn::default(),
@@ -319,7 +322,7 @@ fn all_wait(
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
-fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
+pub fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     if waiting == 0 {
         return error;
     }
@@ -363,7 +366,8 @@ fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry], aban
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
     let dumps = || waiting.iter().map(|entry| &entry.dump).chain(abandoned);
     let places: HashSet<String> = dumps().map(|dump| Outbox::place(&dump.vm)).collect();
-    let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
+    // The identity too, so that it is noticed when it goes away.
+    let places: Vec<String> = places.into_iter().chain([basis.clone(), identity::FILE.to_owned()]).collect();
     let list = || if dumps().next().is_none() { Ok(Vec::new()) } else { far.list(&places) };
     if far.is_limited() {
         // One after the other: two at a time could together go beyond.

@@ -4,11 +4,12 @@
 //! order: what has arrived is kept there as a partial file. A line that drops is tried again a few times.
 
 use anyhow::{Context, Result, anyhow, bail};
-use bak_common::far::{Bounds, Fetched, LimitReached, Ran, TimeIsUp, refused};
+use bak_common::far::{Bounds, FarFile, Fetched, LimitReached, Ran, TimeIsUp, refused};
 use bak_common::ledger::{Attempt, Line};
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::report::Kind;
 use bak_common::stop::{self, Stopped};
 use bak_common::store::Entry;
 use std::fs;
@@ -17,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::apply::{Pass, attempt};
+use crate::identity;
 use crate::plan::{self, PARTIAL, There};
 use crate::progress::Bar;
 use crate::share::LEAST;
@@ -92,7 +94,8 @@ impl Pass<'_> {
         let place = Outbox::place(&dump.vm);
         let there = plan::there(dump, &place, &self.basis, &self.listing);
         let part = |name: &str| plan::find(&self.listing, &format!("{place}/{PARTIAL}/{name}"));
-        let resumed = there == There::Begun || dump.files.iter().any(|file| part(&file.name).is_some());
+        let left = |file: &FileEntry| plan::leftover(dump, file, &place, &self.history, &self.listing).is_some();
+        let resumed = there == There::Begun || dump.files.iter().any(|file| part(&file.name).is_some() || left(file));
         // What must follow the data: the sidecar, and a listing of about 100 bytes a file.
         let below = format!("{place}/");
         let near = self.listing.iter().filter(|file| file.name.starts_with(&below)).count();
@@ -146,6 +149,7 @@ impl Pass<'_> {
                 Err(Stop::Trouble(trouble)) if trouble.line_down && left > 0 => trouble,
                 end => return end,
             };
+            self.unsure = true;
             let up = || if self.far.time_is_up() { Err(TimeIsUp.into()) } else { stop::check() };
             stop::sleep(wait, up)?;
             wait = (wait * 2).min(LONGEST_WAIT);
@@ -166,7 +170,7 @@ impl Pass<'_> {
     fn look_again(&mut self, dump: &Dump) -> Result<()> {
         self.far.connect()?;
         let places = [Outbox::place(&dump.vm), self.basis.clone()];
-        let listing = self.far.list(&places)?;
+        let listing = self.list(&places)?;
         let below = |file: &str, place: &str| {
             file.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
@@ -187,6 +191,11 @@ impl Pass<'_> {
         }
         let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
         if self.far.is_remote() {
+            if self.unsure {
+                self.renew(dump, &place)?;
+                self.unsure = false;
+            }
+            self.take_over(dump, &place);
             self.sweep(dump, &place);
             let laid = self.lay(dump, &place, journey);
             let sent = self.data(dump, &entry, journey, !laid.is_empty(), id, begun);
@@ -221,7 +230,7 @@ impl Pass<'_> {
         let names = [format!("{place}/{}", dump.stem.sidecar())];
         went_well(&self.far.send(&dir, "", &names, &[], Bounds::under(self.lock), &mut |_| Ok(()))?)?;
         let place = place.to_owned();
-        let listing = self.far.list(std::slice::from_ref(&place))?;
+        let listing = self.list(std::slice::from_ref(&place))?;
         let missing = plan::missing(dump, &place, sidecar.len(), &listing);
         self.listing.retain(|file| file.name != place && !file.name.starts_with(&format!("{place}/")));
         self.listing.extend(listing);
@@ -229,6 +238,19 @@ impl Pass<'_> {
             Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
             None => Ok(()),
         }
+    }
+
+    /// Lists these places over there, if it still is the far side that it was when the pass began: its mount may have gone
+    /// away since, and what was written has gone elsewhere then.
+    pub fn list(&self, places: &[String]) -> Result<Vec<FarFile>> {
+        let identity = identity::FILE.to_owned();
+        let mut listing = self.far.list(&[places, std::slice::from_ref(&identity)].concat())?;
+        let now = listing.extract_if(.., |file| file.name == identity).next();
+        if now.as_ref() != plan::find(&self.listing, &identity) {
+            let why = format!("the {identity} over there is gone, or another: was it unmounted meanwhile?");
+            return Err(Kind::Refused.says(why));
+        }
+        Ok(listing)
     }
 
     /// A sidecar is there already. If it is this dump's, and all its files are there, the dump has arrived; else it is an

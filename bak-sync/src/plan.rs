@@ -7,6 +7,9 @@ use std::collections::{HashMap, HashSet};
 /// Where rsync keeps what has arrived of a file, beside it.
 pub const PARTIAL: &str = ".part";
 
+/// What arrived of a file is taken up from this size on, in bytes: it costs some runs and about 1 KB.
+const WORTHWHILE: u64 = 256 << 10;
+
 /// Dumps in the order in which they go: those whose last attempt failed go last, so that one bad dump never holds the
 /// others; then as bak-link ranked them, older runs of it first.
 pub fn order(mut pending: Vec<Dump>, dest: &str) -> Vec<Dump> {
@@ -109,7 +112,7 @@ pub fn find<'a>(listing: &'a [FarFile], name: &str) -> Option<&'a FarFile> {
 }
 
 /// What killed passes of this outbox have left over there and nobody needs: temporary files of rsync for names of this
-/// dump or its bases, and second names of bases. Nothing else is ever touched.
+/// dump or its bases, second names of bases, and copies of partial files. Nothing else is ever touched.
 pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: &[FarFile]) -> Vec<FarFile> {
     let own: HashSet<&str> = dump.files.iter().map(|file| file.name.as_str()).collect();
     let bases: HashSet<&str> =
@@ -123,10 +126,32 @@ pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: 
         } else if dir == format!("{place}/{PARTIAL}") {
             bases.contains(name) || temp.is_some_and(|of| own.contains(of) || bases.contains(of))
         } else {
-            dir == format!("{basis}/{place}")
+            dir == format!("{basis}/{place}") || (dir == basis && own.contains(temp.unwrap_or(name)))
         }
     };
     listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
+}
+
+/// What a transfer of `file` in one go has left over there as rsync's temporary file when nobody told its other end that the
+/// line is dead, the largest if there are several; nothing where a basis or a partial file is better.
+pub fn leftover<'a>(
+    dump: &Dump,
+    file: &FileEntry,
+    place: &str,
+    history: &[Dump],
+    listing: &'a [FarFile],
+) -> Option<&'a FarFile> {
+    let better = [format!("{place}/{}", file.name), format!("{place}/{PARTIAL}/{}", file.name)];
+    if better.iter().any(|name| find(listing, name).is_some()) || basis(dump, file, place, history, listing).is_some() {
+        return None;
+    }
+    let temp = |there: &&FarFile| {
+        let name = there.name.strip_prefix(place).and_then(|name| name.strip_prefix('/'));
+        there.kind == FarKind::File
+            && (WORTHWHILE..=file.bytes).contains(&there.bytes)
+            && name.and_then(temporary) == Some(file.name.as_str())
+    };
+    listing.iter().filter(temp).max_by_key(|there| there.bytes)
 }
 
 /// What there is over there of a dump that has no sidecar there: its files, what is partial of them, and rsync's temporary
@@ -256,10 +281,13 @@ mod tests {
             (format!("web/.part/.{older}.aZ09bc"), true),
             (format!("web/.part/{older}"), true),
             (format!(".basis/web/{data}"), true),
+            (format!(".basis/{data}"), true),
+            (format!(".basis/.{data}.aZ09bc"), true),
             // What has arrived, what is being sent, and what belongs to others.
             (format!("web/.part/{data}"), false),
             (format!("web/{data}"), false),
             (format!("web/{older}"), false),
+            (format!(".basis/{older}"), false),
             (format!("web/.{older}.aZ09bc"), false),
             (format!("web/.{data}.aZ09b"), false),
             (format!("web/.{data}.aZ09b!"), false),
@@ -273,6 +301,42 @@ mod tests {
             litter(&new, "web", ".basis", &[old], &listing).into_iter().map(|file| file.name).collect();
         let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
         assert_eq!(swept, expected);
+    }
+
+    #[test]
+    fn what_a_dead_line_has_left_is_taken_up_where_nothing_better_is_there() {
+        let (new, old) = (big("2026-11-20T01:00:00Z"), big("2026-11-19T01:00:00Z"));
+        let data = "web-20261120T010000Z.qcow2";
+        let temp = |name: &str, bytes| far(&format!("web/.{name}"), bytes);
+        let found = |history: &[Dump], listing: &[FarFile]| {
+            leftover(&new, &new.files[0], "web", history, listing).map(|file| file.bytes)
+        };
+        let (small, large) = (temp(&format!("{data}.aaaaaa"), 300_000), temp(&format!("{data}.bbbbbb"), 400_000));
+        assert_eq!(found(&[], &[small.clone(), large.clone()]), Some(400_000));
+        for (better, history) in [
+            (far(&format!("web/{data}"), 1), vec![]),
+            (far(&format!("web/.part/{data}"), 1), vec![]),
+            (far("web/web-20261119T010000Z.qcow2", 1 << 20), vec![old]),
+        ] {
+            assert_eq!(found(&history, &[large.clone(), better]), None);
+        }
+        for not in [
+            temp(&format!("{data}.aaaaaa"), 1000),
+            temp(&format!("{data}.aaaaaa"), 2 << 20),
+            temp("web-20261119T010000Z.qcow2.aaaaaa", 300_000),
+            far(&format!("db/.{data}.aaaaaa"), 300_000),
+            far(&format!("web/.part/.{data}.aaaaaa"), 300_000),
+            FarFile { kind: FarKind::Other, ..small },
+        ] {
+            assert_eq!(found(&[], std::slice::from_ref(&not)), None, "{not:?}");
+        }
+    }
+
+    /// A dump of one file of 1 MiB.
+    fn big(started: &str) -> Dump {
+        let mut dump = dump("web", started, None);
+        dump.files[0].bytes = 1 << 20;
+        dump
     }
 
     #[test]

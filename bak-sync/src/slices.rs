@@ -33,6 +33,44 @@ const BLOCK: u64 = 128 << 10;
 const COPIED: u64 = 64 << 20;
 
 impl Pass<'_> {
+    /// Makes the dump's partial files over there new ones. The last attempt did not end in order, and its other end may still
+    /// have them open: what a line that died delivers late would be written into a dump that has long been finished.
+    pub fn renew(&mut self, dump: &Dump, place: &str) -> Result<()> {
+        // Where nothing may be removed the last look is all there is.
+        if !self.far.may_discard()? {
+            return Ok(());
+        }
+        for file in &dump.files {
+            let name = format!("{place}/{PARTIAL}/{}", file.name);
+            let Some(there) = plan::find(&self.listing, &name).cloned() else { continue };
+            if !self.far.renew_partial(place, PARTIAL, &there, &self.basis)? {
+                self.listing.retain(|file| file.name != name);
+                self.session
+                    .report
+                    .warn(dump.id.as_str(), "what has arrived of it can't be copied there, and is sent again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what a dead line has left of the dump's files their partial files, as copies that the far side makes by itself:
+    /// its rsync may not know yet that nobody is there, and still have the temporary file open.
+    pub fn take_over(&mut self, dump: &Dump, place: &str) {
+        for file in &dump.files {
+            let Some(there) = plan::leftover(dump, file, place, &self.history, &self.listing).cloned() else {
+                continue;
+            };
+            if !self.far.may_discard().unwrap_or(false) {
+                return;
+            }
+            let copied = self.far.seed_partial(place, PARTIAL, &there, &file.name);
+            if copied.is_ok() {
+                self.listing.push(FarFile { name: format!("{place}/{PARTIAL}/{}", file.name), ..there });
+            }
+            self.warn(dump, "what has arrived of it is sent again", copied);
+        }
+    }
+
     /// Removes what killed passes have left.
     pub fn sweep(&mut self, dump: &Dump, place: &str) {
         let litter = plan::litter(dump, place, &self.basis, &self.history, &self.listing);

@@ -11,6 +11,7 @@ use bak_common::meter::Wire;
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::report::status;
 use bak_common::stop;
 use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
@@ -18,11 +19,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::apply::{Pass, attempt, caps, cost};
+use crate::apply::{Pass, attempt, caps, cost, stays};
 use crate::batch::{self, Candidate, together};
 use crate::carry::{Noted, Stop, Trouble, holes, went_well};
 use crate::plan::{self, PARTIAL, There};
-use crate::turns::Fate;
+use crate::turns::{self, Fate, OPEN};
 use crate::way::{at_once, block_size};
 
 mod settle;
@@ -97,7 +98,10 @@ impl Pass<'_> {
                 + sidecar
                 + 100 * (near.len() + 4 * dump.files.len() + 1) as u64;
             let failed = dump.link.get(name).is_some_and(|note| note.error.is_some());
+            let part = |file: &FileEntry| plan::find(&near, &format!("{place}/{PARTIAL}/{}", file.name)).is_some();
             let alone = alone.contains(&dump.id)
+                // Its partial file must be made another one first.
+                || (turns::open(dump, name) && dump.files.iter().any(part))
                 || matches!(there, There::Sidecar | There::InTheWay(_))
                 || self.budget.is_oversized(cost(dump, name));
             Candidate { place, bytes: dump.bytes, most, failed, alone }
@@ -127,7 +131,7 @@ impl Pass<'_> {
         let wire = self.far.take_wire();
         self.sum = self.sum + wire;
         self.budget.spend(wire.both());
-        let why = match &why {
+        let said = match &why {
             Some(Stop::Trouble(trouble)) => Some(format!("{:#}", trouble.error)),
             Some(Stop::Time) => Some(self.why_cut(Ended::Until)),
             Some(Stop::Signal(stopped)) => Some(stopped.to_string()),
@@ -136,8 +140,14 @@ impl Pass<'_> {
         self.charge(
             &all,
             &id,
-            Attempt { at, why, ..attempt(self.session, self.dest, &id, None, wire, begun, "done") },
+            Attempt { at, why: said, ..attempt(self.session, self.dest, &id, None, wire, begun, "done") },
         )?;
+        // Not the far side that it was: nothing more goes there, not even alone.
+        if let Some(Stop::Trouble(trouble)) = why
+            && status(&trouble.error) == 4
+        {
+            return Err(stays(trouble.error, dumps.len()));
+        }
         let mut fates = self.settle(all);
         Ok(dumps
             .into_iter()
@@ -161,6 +171,7 @@ impl Pass<'_> {
                 let mut noted = entry.dump.clone();
                 if let Some(note) = noted.link.get_mut(&self.dest.name) {
                     note.tries = Some(note.tries.unwrap_or(0).saturating_add(1));
+                    note.extra.insert(OPEN.to_owned(), true.into());
                 }
                 found.push((entry, noted));
             }
@@ -339,7 +350,7 @@ impl Pass<'_> {
     /// Lists anew what is there of these guests.
     fn look_at(&mut self, all: &[One]) -> Result<()> {
         let places: Vec<String> = all.iter().map(|one| one.place.clone()).collect();
-        let seen = self.far.list(&places)?;
+        let seen = self.list(&places)?;
         let old: HashSet<&str> = places.iter().map(String::as_str).collect();
         let place = |name: &str| name.split_once('/').map_or(name, |(place, _)| place).to_owned();
         self.listing.retain(|file| !old.contains(place(&file.name).as_str()));

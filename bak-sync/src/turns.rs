@@ -7,13 +7,14 @@ use bak_common::ledger::{Attempt, Ended, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
+use bak_common::report::status;
 use bak_common::stop;
 use bak_common::store::Entry;
 use bak_common::units::Limit;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::apply::{Pass, attempt, caps, cost, tell, too_late, waits};
+use crate::apply::{Pass, attempt, caps, cost, stays, tell, too_late, waits};
 use crate::carry::{Stop, Trouble};
 use crate::crossed::Known;
 use crate::progress::Turn;
@@ -22,6 +23,14 @@ use crate::{plan, share};
 
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
 const LINE_FAILURES: u32 = 2;
+
+/// In the note of a dump: an attempt was begun, and has not ended in order.
+pub const OPEN: &str = "open";
+
+/// Whether the last attempt at a dump did not end in order.
+pub fn open(dump: &Dump, dest: &str) -> bool {
+    dump.link.get(dest).is_some_and(|note| note.extra.contains_key(OPEN))
+}
 
 /// What became of one dump.
 pub enum Fate {
@@ -109,6 +118,10 @@ impl Pass<'_> {
                         (tally.ended, tally.cut, in_a_row) = (ended, tally.cut + 1, 0);
                         let why = format!("cut in order, {}: it goes on in the next pass", self.why_cut(ended));
                         self.tell(*dump, why, &begun, done)?;
+                    }
+                    // Not the far side that it was: nothing more goes there.
+                    Err(trouble) if status(&trouble.error) == 4 => {
+                        return Err(stays(trouble.error, order.len() + held.len() + back.len() + 1));
                     }
                     Err(trouble) => {
                         tally.failed += 1;
@@ -225,9 +238,14 @@ impl Pass<'_> {
         self.far.limit(self.budget.left());
         let Some(journey) = self.journey(dump, share) else { return Ok(Fate::Waits) };
         let begun = Instant::now();
-        if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0).saturating_add(1)))?.is_none() {
+        let begin = |note: &mut LinkNote| {
+            note.tries = Some(note.tries.unwrap_or(0).saturating_add(1));
+            note.extra.insert(OPEN.to_owned(), true.into());
+        };
+        if self.note(dump, begin)?.is_none() {
             return Ok(Fate::Gone);
         }
+        self.unsure = open(dump, &self.dest.name);
         self.outbox.note_begun(dump)?;
         self.budget.begin();
         let at = self.session.clock();
@@ -253,8 +271,15 @@ impl Pass<'_> {
             Some(Stop::Signal(_)) => Some(Ended::Stopped),
         };
         if let Some(ended) = ended {
-            // That it failed before counts no more: it goes on in its turn.
-            let noted = self.note(dump, |note| note.error = None)?;
+            // What a limit ends the far side has brought to an end, too; for a signal it is not waited for long.
+            let sure = !self.unsure && ended == Ended::Limit;
+            let noted = self.note(dump, |note| {
+                // That it failed before counts no more: it goes on in its turn.
+                note.error = None;
+                if sure {
+                    note.extra.shift_remove(OPEN);
+                }
+            })?;
             return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone())), ended));
         }
         let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;

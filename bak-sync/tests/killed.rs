@@ -2,15 +2,16 @@
 
 mod common;
 
-use bak_tests::{bin, check_store, noise};
+use bak_tests::process::{about, below, kill, wait_for, words};
+use bak_tests::{bin, check_store, noise, sha256_file};
 use common::Place;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 const DAY1: &str = "2026-11-18T01:00:00Z";
-const DAY2: &str = "2026-11-19T01:00:00Z";
 const FORGOTTEN: u64 = 64 << 20;
 
 /// A place whose ssh is counted.
@@ -44,21 +45,11 @@ impl Counted {
         fs::read_dir(self.place.kit.path("counts")).unwrap().map(|name| name.unwrap().path()).collect()
     }
 
-    /// Waits until all programs of a killed pass are gone.
+    /// Waits until all programs of a killed pass are gone, on both sides.
     fn settle(&self) {
-        let alive = |path: &std::path::PathBuf| {
-            fs::read(format!("/proc/{}/comm", path.file_name().unwrap().to_str().unwrap()))
-                .is_ok_and(|name| name.starts_with(b"bak-test-count"))
-        };
-        wait_for("counters outlive their pass", || !self.counters().iter().any(alive));
-    }
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{what}");
-        std::thread::sleep(Duration::from_millis(2));
+        let listener = self.place.sshd.as_ref().unwrap().pid();
+        let left = || about(&self.place.kit.path("")).into_iter().filter(|pid| *pid != listener).collect::<Vec<u32>>();
+        wait_for("programs outlive their pass", || left().is_empty());
     }
 }
 
@@ -88,31 +79,13 @@ fn a_killed_pass_forgets_less_than_64_mib_and_the_next_one_goes_on() {
     assert_eq!(check_store(&counted.place.far()).whole, [web]);
 }
 
-/// The processes below `top`: rsync, the meter, ssh.
-fn below(top: u32) -> Vec<u32> {
-    let listed = Command::new("ps").args(["-e", "-o", "pid=,ppid="]).output().unwrap();
-    let text = String::from_utf8(listed.stdout).unwrap();
-    let number = |word: &str| word.parse::<u32>().unwrap();
-    let pair = |line: &str| line.split_whitespace().map(number).collect::<Vec<u32>>();
-    let pairs: Vec<Vec<u32>> = text.lines().map(pair).collect();
-    let mut found = vec![top];
-    let mut at = 0;
-    while let Some(parent) = found.get(at).copied() {
-        found.extend(pairs.iter().filter(|pair| pair[1] == parent).map(|pair| pair[0]));
-        at += 1;
-    }
-    found
-}
-
 /// Kills the ssh that holds the connection of a pass once `bytes` have crossed.
 fn drop_line(counted: &Counted, pass: &mut Child, bytes: u64) {
     wait_for("nothing crosses", || counted.seen() > bytes || pass.try_wait().unwrap().is_some());
     assert!(pass.try_wait().unwrap().is_none(), "it was over too soon");
-    let master = below(pass.id()).into_iter().find(|pid| {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.starts_with(b"ssh\0") && words.split(|byte| *byte == 0).any(|word| word == b"-M")
-    });
-    Command::new("kill").args(["-KILL", &master.expect("no master").to_string()]).status().unwrap();
+    let master =
+        |pid: &u32| words(*pid).first().is_some_and(|name| name == "ssh") && words(*pid).contains(&"-M".to_owned());
+    kill(below(pass.id()).into_iter().find(master).expect("no master"));
 }
 
 #[test]
@@ -138,37 +111,100 @@ fn a_line_that_drops_is_tried_again_in_the_same_pass_but_not_where_the_door_is_s
     assert_eq!(pass.wait().unwrap().code(), Some(1));
 }
 
-/// How often something is killed: eight times here; `BAK_KILLS=100` for the nightly run.
-fn kills() -> u64 {
-    std::env::var("BAK_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8)
+/// Who can be killed in a running pass, by name: here, and over there.
+fn victims(pass: &Child, listener: u32) -> BTreeMap<&'static str, Vec<u32>> {
+    let mut victims: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    let (here, there) = (below(pass.id()), below(listener));
+    for (pid, far) in here.iter().map(|pid| (*pid, false)).chain(there[1..].iter().map(|pid| (*pid, true))) {
+        let words = words(pid);
+        let first = words.first().map(String::as_str).unwrap_or_default();
+        let name = match (first.rsplit('/').next().unwrap_or_default(), far) {
+            _ if pid == pass.id() => "bak-sync",
+            ("rsync", false) => "rsync here",
+            ("rsync", true) => "rsync over there",
+            ("ssh", false) => "ssh",
+            ("bak-test-count", false) => continue,
+            (_, false) => "the meter",
+            (session, true) if session.starts_with("sshd") => "sshd",
+            (_, true) => continue,
+        };
+        victims.entry(name).or_default().push(pid);
+    }
+    victims
 }
 
-/// Begins passes, with limits below `limit`, and in each kills one of its programs once up to `bytes` have crossed. Whatever
-/// that is, nothing is lost and what has a sidecar is whole.
-fn kill_at_random(counted: &Counted, dumps: &[String], kills: u64, limit: u64, bytes: u64) {
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
+}
+
+/// Begins passes, with limits up to `limit`, and in each kills one of its programs at any moment: once up to `bytes` have
+/// crossed, or after up to a second. Whoever that is, nothing is lost, nothing that has arrived is sent again, and what has
+/// a sidecar is whole. Eight times; `BAK_KILLS=100` in the long run. `BAK_SEED` makes it other moments. `more` puts dumps
+/// into the outbox whenever all have arrived; the ids of all of these are returned.
+fn kill_at_random(
+    counted: &Counted,
+    limit: u64,
+    bytes: u64,
+    mut more: impl FnMut(&Place, u64) -> Vec<String>,
+) -> Vec<String> {
+    let kills = number("BAK_KILLS").unwrap_or(8);
     let place = &counted.place;
-    let mut random = noise(kills, 64 * usize::try_from(kills).unwrap()).into_iter().map(u64::from);
-    let before = place.counted();
-    for _ in 0..kills {
-        let mut number = |below: u64| (random.next().unwrap() << 8 | random.next().unwrap()) % below;
-        let limit = (number(40) * (limit / 40) + 100_000).to_string();
+    let listener = place.sshd.as_ref().unwrap().pid();
+    let mut random =
+        noise(number("BAK_SEED").unwrap_or(kills), 64 * usize::try_from(kills).unwrap()).into_iter().map(u64::from);
+    let mut next = |below: u64| (random.next().unwrap() << 8 | random.next().unwrap()) % below;
+    let (mut killed, mut ids) = (BTreeMap::<&str, u64>::new(), Vec::new());
+    let mut round = 0;
+    while killed.values().sum::<u64>() < kills {
+        assert!(round < 4 * kills, "passes are over before anyone is killed: {killed:?}");
+        if check_store(&place.outbox()).whole.is_empty() {
+            ids.extend(more(place, round));
+        }
+        let (seen, noted) = (counted.seen(), place.counted());
+        let arrived = arrived(place);
+        let limit = (next(40) * (limit / 40) + 100_000).to_string();
         let mut pass = counted.start(&["--limit", &limit, "--retries", "1"]);
-        let end = counted.seen() + ((number(1 << 16) * bytes) >> 16);
-        wait_for("a pass hangs", || counted.seen() >= end || pass.try_wait().unwrap().is_some());
+        let (begun, by_bytes) = (Instant::now(), next(3) > 0);
+        let (end, after) = (seen + next(800) * (bytes / 800), Duration::from_millis(next(1000)));
+        let now = || if by_bytes { counted.seen() >= end } else { begun.elapsed() >= after };
+        wait_for("a pass hangs", || now() || pass.try_wait().unwrap().is_some());
         // Of a pass that has ended the number may belong to another process by now.
+        let mut victim = "";
         if pass.try_wait().unwrap().is_none() {
-            let family = below(pass.id());
-            let victim = family[usize::try_from(number(family.len() as u64)).unwrap()];
-            let _ = Command::new("kill").args(["-KILL", &victim.to_string()]).stderr(Stdio::null()).status();
+            let victims = victims(&pass, listener);
+            let (name, pids) = victims.iter().nth(usize::try_from(next(victims.len() as u64)).unwrap()).unwrap();
+            kill(pids[usize::try_from(next(pids.len() as u64)).unwrap()]);
+            victim = name;
+            *killed.entry(victim).or_default() += 1;
         }
         wait_for("a pass hangs whose program was killed", || pass.try_wait().unwrap().is_some());
         counted.settle();
-        let seen = check_store(&place.far());
-        assert!(seen.broken.is_empty(), "{seen:?}");
-        let known: Vec<String> = [seen.whole, check_store(&place.outbox()).whole].concat();
-        assert!(dumps.iter().all(|id| known.contains(id)), "lost: {known:?}");
-        assert!(place.counted() - before + FORGOTTEN > counted.seen());
+        let whole = check_store(&place.far());
+        assert!(whole.broken.is_empty(), "{whole:?} after {victim} was killed");
+        let known: Vec<String> = [whole.whole, check_store(&place.outbox()).whole].concat();
+        assert!(ids.iter().all(|id| known.contains(id)), "lost after {victim} was killed: {known:?}");
+        // Only who notes can forget; of what comes back a little may be on its way to who counts.
+        let forgotten = if victim == "bak-sync" { FORGOTTEN } else { 128 << 10 };
+        let (seen, noted) = (counted.seen() - seen, place.counted() - noted);
+        assert!(noted + forgotten > seen, "{noted} of {seen} noted after {victim} was killed");
+        for (id, (sent, bytes)) in arrived {
+            let again = sent_of(place, &id) - sent;
+            assert!(again < 20_000 + bytes / 10, "{id}: {again} of {bytes} sent again when all was there");
+        }
+        round += 1;
     }
+    assert!(counted.start(&[]).wait().unwrap().success());
+    println!("killed: {killed:?}; {} dumps", ids.len());
+    assert!(check_store(&place.outbox()).whole.is_empty());
+    // Whatever the killed have left over there was hidden, and is gone.
+    let left = place.kit.sh("find far -name '.*.??????' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
+    assert_eq!(left.clean().out, "");
+    ids
+}
+
+/// A start of its own for each round.
+fn start_of(round: u64) -> String {
+    format!("2026-11-19T{:02}:{:02}:00Z", round / 60, round % 60)
 }
 
 #[test]
@@ -182,19 +218,15 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
     }
     place.wait_with("web", DAY1, &old, json!({}));
     place.sync([]).clean();
-    let dumps = [
-        place.wait_with("web", DAY2, &new, json!({"rank": 1})),
-        place.wait_with("db", DAY1, &random_bytes(2 << 20), json!({"rank": 2})),
-        place.wait_there("tiny", DAY1, 5000, json!({"rank": 3})),
-    ];
-    kill_at_random(&counted, &dumps, kills(), 4_000_000, 2_000_000);
-    assert!(counted.start(&[]).wait().unwrap().success());
+    let ids = kill_at_random(&counted, 4_000_000, 800_000, |place, round| {
+        vec![
+            place.wait_with("web", &start_of(round), &new, json!({"rank": 1})),
+            place.wait_with(&format!("db{round}"), DAY1, &random_bytes(2 << 20), json!({"rank": 2})),
+            place.wait_there(&format!("tiny{round}"), DAY1, 5000, json!({"rank": 3})),
+        ]
+    });
     let seen = check_store(&place.far());
-    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (4, 0, 0));
-    assert!(check_store(&place.outbox()).whole.is_empty());
-    // Whatever the killed have left over there was hidden, and is gone.
-    let left = place.kit.sh("find far -name '.*.??????' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
-    assert_eq!(left.clean().out, "");
+    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (ids.len() + 1, 0, 0));
 }
 
 #[test]
@@ -207,15 +239,33 @@ fn small_dumps_that_go_together_bear_it_too() {
         place.wait_with(&format!("g{at:02}"), DAY1, &content(at), json!({"rank": at}));
     }
     place.sync([]).clean();
-    let new = |at: u64| [&content(at)[..20_000], &noise(100 + at, 12_000)].concat();
-    let one = |at: u64| place.wait_with(&format!("g{at:02}"), DAY2, &new(at), json!({"rank": at}));
-    let dumps: Vec<String> = (0..40).map(one).collect();
-    kill_at_random(&counted, &dumps, kills(), 1_500_000, 1_200_000);
-    assert!(counted.start(&[]).wait().unwrap().success());
+    let ids = kill_at_random(&counted, 1_500_000, 800_000, |place, round| {
+        let new = |at: u64| [&content(at)[..20_000], &noise(100 + at + 1000 * round, 12_000)].concat();
+        let one = |at: u64| place.wait_with(&format!("g{at:02}"), &start_of(round), &new(at), json!({"rank": at}));
+        (0..40).map(one).collect()
+    });
     let seen = check_store(&place.far());
-    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (50, 0, 0), "{seen:?}");
-    assert!(check_store(&place.outbox()).whole.is_empty());
-    let left =
-        place.kit.sh("find far -name '*.??????' -name '.*' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
-    assert_eq!(left.clean().out, "");
+    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (ids.len() + 10, 0, 0));
+}
+
+/// Dumps that wait and whose data is over there, whole: what was sent of each so far, and its size.
+fn arrived(place: &Place) -> BTreeMap<String, (u64, u64)> {
+    let mut arrived = BTreeMap::new();
+    for id in check_store(&place.outbox()).whole {
+        let name = format!("{}/{}.raw", id.split_once('@').unwrap().0, id.replace('@', "-"));
+        let (here, there) = (place.outbox().join(&name), place.far().join(&name));
+        if there.exists() && sha256_file(&here) == sha256_file(&there) {
+            let bytes = fs::metadata(here).unwrap().len();
+            arrived.insert(id.clone(), (sent_of(place, &id), bytes));
+        }
+    }
+    arrived
+}
+
+/// What the ledger says was sent of a dump in all attempts.
+fn sent_of(place: &Place, id: &str) -> u64 {
+    let lines = place.ledger().into_iter().filter(|line| line["dump"] == id);
+    let last: BTreeMap<String, u64> =
+        lines.map(|line| (line["id"].to_string(), line["wire_out"].as_u64().unwrap())).collect();
+    last.values().sum()
 }

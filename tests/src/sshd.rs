@@ -1,7 +1,7 @@
-//! A real sshd on a port of loopback, with keys of its own, for as long as the value lives.
+//! A real sshd, on a port of loopback if not said otherwise, with keys of its own, for as long as the value lives.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,12 +10,18 @@ use std::time::{Duration, Instant};
 pub struct Sshd {
     child: Child,
     pub port: u16,
+    address: String,
     dir: PathBuf,
 }
 
 impl Sshd {
     /// Starts it with its files in `dir`, which is made.
     pub fn start(dir: &Path) -> Self {
+        Self::start_on(dir, "127.0.0.1", &[])
+    }
+
+    /// The same on another address; `enter` are the words that make a command run where that is.
+    pub fn start_on(dir: &Path, address: &str, enter: &[String]) -> Self {
         fs::create_dir_all(dir).unwrap();
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
         // sshd insists on its separation directory.
@@ -33,23 +39,24 @@ impl Sshd {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let shown = dir.display();
         let conf = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {shown}/host\nAuthorizedKeysFile {shown}/authorized\nUsePAM no\nStrictModes no\n\
+            "Port {port}\nListenAddress {address}\nHostKey {shown}/host\nAuthorizedKeysFile {shown}/authorized\nUsePAM no\nStrictModes no\n\
              PasswordAuthentication no\nPidFile none\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
         );
         fs::write(dir.join("conf"), conf).unwrap();
         let public = fs::read_to_string(dir.join("host.pub")).unwrap();
-        fs::write(dir.join("known"), format!("[127.0.0.1]:{port} {public}")).unwrap();
+        fs::write(dir.join("known"), format!("[{address}]:{port} {public}")).unwrap();
         let log = fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f"])
+        let words: Vec<&str> = enter.iter().map(String::as_str).chain(["/usr/sbin/sshd", "-D", "-e", "-f"]).collect();
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .arg(dir.join("conf"))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let sshd = Self { child, port, dir: dir.to_owned() };
+        let sshd = Self { child, port, address: address.to_owned(), dir: dir.to_owned() };
         let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !sshd.listens() {
             assert!(
                 begun.elapsed() < Duration::from_secs(20),
                 "sshd does not listen: {}",
@@ -58,6 +65,22 @@ impl Sshd {
             std::thread::sleep(Duration::from_millis(10));
         }
         sshd
+    }
+
+    /// Whether it listens where it is, which may be a network of its own.
+    fn listens(&self) -> bool {
+        let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", self.child.id())).unwrap_or_default();
+        let port = format!(":{:04X}", self.port);
+        // Local address, remote address, state: 0A is listening.
+        sockets.lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some("0A")
+        })
+    }
+
+    /// The listening process; all that it serves is below it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// From now on the key may run this command only, whatever it asks for.
@@ -81,12 +104,14 @@ impl Sshd {
 
     /// The destination's URL for a directory on this machine.
     pub fn url(&self, path: &Path) -> String {
-        format!("127.0.0.1:{}", path.display())
+        format!("{}:{}", self.address, path.display())
     }
 }
 
 impl Drop for Sshd {
     fn drop(&mut self) {
+        // Its sessions, too: one of a line that died would wait for its other end.
+        crate::process::below(self.child.id()).into_iter().rev().for_each(crate::process::kill);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -4,15 +4,15 @@
 //! A slice that ends, or a crash, leaves what has arrived; the next slice goes on behind it. That the old part is still
 //! right is not known before the end, where all of it is compared with the file here. What differs then is sent anew.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Bounds, Far, Url};
+use super::{Bounds, Far};
 use crate::fsio;
 use crate::meter::{Throttle, Wire};
 
@@ -38,9 +38,9 @@ impl Far {
     /// it was not all.
     pub fn append(&self, slice: Slice, watch: &mut dyn FnMut(Wire) -> Result<()>) -> Result<bool> {
         let Slice { from, place, partial, name, .. } = slice;
-        let Url::Path(top) = &self.url else { bail!("only a mounted path can be appended to") };
+        self.still_mounted()?;
+        let Some(top) = &self.opened else { bail!("only a mounted path can be appended to") };
         let mut here = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
-        let top = File::open(top).context("cannot open the far side")?;
         let dir = fsio::make_dir(top.as_fd(), place).context("cannot make a directory over there")?;
         let parts = fsio::make_dir(dir.as_fd(), partial).context("cannot make a directory over there")?;
         if fsio::stat(dir.as_fd(), name)?.is_some() {
@@ -56,7 +56,7 @@ impl Far {
             let spent = self.wire().both() - before;
             let left = slice.room.map_or(u64::MAX, |room| room.saturating_sub(spent));
             let whole = self.grow(&mut here, &mut there, left, watch)?;
-            there.sync_all().context("cannot flush a file over there")?;
+            there.sync_all().map_err(unwritten)?;
             if !whole {
                 return Ok(false);
             }
@@ -108,7 +108,7 @@ impl Far {
             }
             // Counted before it is written: never less than what crossed.
             self.spent(Wire { out: count as u64, into: 0 });
-            there.write_all(&buffer[..count]).context("cannot write a file over there")?;
+            there.write_all(&buffer[..count]).map_err(unwritten)?;
             (at, left) = (at + count as u64, left - count as u64);
             throttle.passed(count);
             self.position.store(at, Relaxed);
@@ -116,6 +116,16 @@ impl Far {
         }
         Ok(at == end)
     }
+}
+
+/// Why nothing can be written, in the words that rsync's troubles have.
+fn unwritten(error: std::io::Error) -> anyhow::Error {
+    let what = match error.kind() {
+        ErrorKind::StorageFull => "the disk over there is full",
+        ErrorKind::QuotaExceeded => "the quota over there is used up",
+        _ => "cannot write a file over there",
+    };
+    anyhow!(error).context(what)
 }
 
 /// Whether two files have the same content.

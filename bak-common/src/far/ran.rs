@@ -44,7 +44,7 @@ pub fn words(code: Option<i32>) -> &'static str {
         Some(24) => "files vanished while they were sent",
         Some(30 | 35) => "the far side did not answer in time",
         Some(127) => "rsync is not installed over there",
-        Some(255) => "ssh could not connect",
+        Some(255) => "the ssh connection broke",
         _ => "rsync failed",
     }
 }

@@ -71,6 +71,7 @@ impl Far {
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
         self.check(&bounds)?;
+        self.still_mounted()?;
         let list = self.names(files)?;
         let path = self.scratch_file("wire");
         let counts = Counts::create(&path)?;
@@ -152,6 +153,7 @@ impl Far {
         let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
+        finished.stderr = self.said_here(finished.stderr);
         let mut end = ending.map(|(end, _)| end);
         if !finished.status.success() && end.is_none() {
             end = End::soon();

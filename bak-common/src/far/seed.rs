@@ -5,7 +5,7 @@
 //! the two for the same. A stub that did not match would be sent as if it were data; each of these runs is bounded so that
 //! this ends at once.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -15,6 +15,8 @@ use crate::calendar::Time;
 
 /// What a run that sends no content may cost at most, in bytes.
 const STUB_MAX: u64 = 64 << 10;
+
+const STILL_WRITTEN: &str = "what has arrived of it is still being written over there: it goes on in the next pass";
 
 impl Far {
     /// Makes each old one of `pairs`, a file over there, also the basis of the new one: both names in the directory `basis`
@@ -100,6 +102,36 @@ impl Far {
         let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, long: true, ..Bounds::default() };
         let places = [with_slash(dir.to_owned()), self.place(&format!("{place}/{partial}"))];
         self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
+    }
+
+    /// Makes a partial file over there another file with the same content, which the far side copies by itself, whole, holes
+    /// filled. Who still has the old one open, as the other end of a line that died may, then writes into nothing. `there`
+    /// is the file as it was listed, in the directory `place/partial`; the copy comes by way of the directory `basis`. Where
+    /// it can't be copied it is only removed, and false is returned; an error if it may still be there. Sends about 2 KB.
+    pub fn renew_partial(&self, place: &str, partial: &str, there: &FarFile, basis: &str) -> Result<bool> {
+        let below = format!("{place}/{partial}");
+        let name = there.name.rsplit_once('/').map_or(there.name.as_str(), |(_, name)| name);
+        let file = FarFile { name: name.to_owned(), ..there.clone() };
+        let names = [file.name.clone()];
+        let stub = self.stub(std::slice::from_ref(&file), &[])?;
+        let bounds = Bounds { at_most: Some(STUB_MAX), silent: file.bytes, ..Bounds::default() };
+        let run = |dest: &str, to: &str| {
+            let places = [with_slash(stub.clone()), self.place(to)];
+            self.rsync(&["-t", dest, "--chmod=Dgo=,Fgo="], &names, places, bounds, &mut |_| Ok(()))
+        };
+        let copied = run(&format!("--copy-dest={}", self.option_dir(&below, &format!("../{below}"))), basis)?;
+        if copied.line_down() {
+            copied.check()?;
+        }
+        // What has changed since it was listed is not removed, but fetched: too much of it, or it is done with.
+        ensure!(self.discard(&below, std::slice::from_ref(&file))?.finished.status.success(), STILL_WRITTEN);
+        if copied.check().is_err() {
+            return Ok(false);
+        }
+        let linked = run(&format!("--link-dest={}", self.option_dir(basis, &format!("../../{basis}"))), &below)?;
+        self.discard(basis, std::slice::from_ref(&file))?.check()?;
+        linked.check()?;
+        Ok(true)
     }
 
     /// Whether files may be removed over there: what can't be taken up again must not be laid. Asked once; only daemons
