@@ -17,15 +17,19 @@ use crate::lock::Lock;
 use crate::meter::{Counts, METER, METER_HERE, Speed, Wire};
 
 mod append;
+mod cache;
+pub mod identity;
 mod listing;
 mod look;
 mod mounted;
 mod ran;
+mod remove;
 mod seed;
 mod ssh;
 mod url;
 
 pub use append::Slice;
+pub use cache::Cache;
 pub use listing::{FarFile, FarKind};
 pub use look::Fetched;
 pub use ran::{LimitReached, Ran, refused};

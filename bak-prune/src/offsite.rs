@@ -63,8 +63,12 @@ impl OnlySent {
             None
         });
         let seen = |dump: Dump| {
-            let sent = dump.sent.get(dest).map(|note| note.at);
-            let at = sent.max(listed)?;
+            let note = dump.sent.get(dest);
+            // A listing that shows all of what is there does not show what was removed.
+            if note.is_some_and(|note| note.pruned.is_some()) {
+                return None;
+            }
+            let at = note.map(|note| note.at).max(listed)?;
             Some((dump.id.clone(), (dump, at)))
         };
         Ok(Sightings { dest: dest.to_owned(), seen: history.dumps.into_iter().filter_map(seen).collect() })

@@ -195,6 +195,7 @@ impl Pass<'_> {
             wire_in: sum(|attempt| attempt.wire_in),
             seconds: sum(|attempt| attempt.seconds),
             passes: of_it().count() as u64,
+            pruned: None,
             extra: Default::default(),
         })
     }

@@ -92,24 +92,7 @@ impl Far {
     pub fn whole(&self, top: &str) -> Result<(Vec<FarFile>, Listing)> {
         let files = self.list(&[".".to_owned()])?;
         let names: Vec<String> = listing::sidecars(&files).into_iter().map(|(_, _, name)| name).collect();
-        let to = self.scratch_file("sidecars");
-        fs::create_dir(&to).context("cannot make a temporary directory")?;
-        if !names.is_empty() {
-            // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
-            let places = [self.place(""), to.clone().into_os_string()];
-            let ran = self.rsync(
-                &["--max-size=16M", "--ignore-missing-args"],
-                &names,
-                places,
-                Bounds::default(),
-                &mut |_| Ok(()),
-            )?;
-            if ran.line_down() {
-                return Err(ran.error().context("cannot fetch the sidecars of the far side"));
-            }
-        }
-        let texts = names.into_iter().filter_map(|name| Some((name.clone(), fs::read(to.join(&name)).ok()?))).collect();
-        let _ = fs::remove_dir_all(&to);
+        let texts = self.texts(&names)?.into_iter().map(|(name, text)| (name, text.bytes)).collect();
         let dumps = listing::dumps(top, &files, &texts);
         Ok((files, dumps))
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::{Bounds, Far, FarFile, Ran, with_slash};
 
 /// What a run that sends no content may cost at most, in bytes.
-const STUB_MAX: u64 = 64 << 10;
+pub(super) const STUB_MAX: u64 = 64 << 10;
 
 impl Far {
     /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
@@ -69,19 +69,8 @@ impl Far {
         self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
     }
 
-    /// Removes these files below the directory `below` over there, as far as they are still just as said. rsync takes a
-    /// file of the same size and time here for a copy of the one over there, and then removes that one on request: only
-    /// these very names, and no directory is ever swept.
-    pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
-        let stub = self.stub(files, None)?;
-        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
-        let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
-        let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
-        self.rsync(&options, &names, [self.place(below), stub.into_os_string()], bounds, &mut |_| Ok(()))
-    }
-
     /// A directory with an empty sparse file of the name, size and time of each of `files`; the first also as `link`.
-    fn stub(&self, files: &[FarFile], link: Option<&str>) -> Result<PathBuf> {
+    pub(super) fn stub(&self, files: &[FarFile], link: Option<&str>) -> Result<PathBuf> {
         let dir = self.scratch_file("stub");
         fs::create_dir(&dir).context("cannot make a temporary directory")?;
         for file in files {
