@@ -30,7 +30,7 @@ mod place;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};
-pub use looks::Looks;
+pub use looks::{Looks, PROTECTED};
 
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock};

@@ -9,7 +9,7 @@ use crate::calendar::Time;
 use crate::fsio;
 
 /// The ending of Proxmox's mark, after the whole name of an archive.
-const PROTECTED: &str = ".protected";
+pub const PROTECTED: &str = ".protected";
 /// What `st_blocks` counts in, whatever the file system's blocks are.
 const BLOCK: u64 = 512;
 
