@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::calendar::{Time, Zone};
 use crate::config::{Config, Keep, dest_name};
+use crate::far::{Access, ssh_words};
 use crate::report::{Kind, Report};
 use crate::select::{Filter, Selector};
 use crate::units::{Limit, Span, limit};
@@ -62,6 +63,27 @@ pub struct Places {
     /// A destination: NAME=URL, a bare URL, or the name of a configured one; may be repeated
     #[arg(long, value_name = "NAME=URL")]
     pub dest: Vec<String>,
+}
+
+/// How to get into a far side, instead of what the configuration says.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Reach {
+    /// The command that reaches the host, split at spaces [default: the destination's, or ssh]
+    #[arg(long, value_name = "COMMAND")]
+    pub ssh: Option<String>,
+    /// The file whose first line is the password for rsync://USER@host/module; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+}
+
+impl Reach {
+    /// What holds for a place of which the configuration says `known`.
+    pub fn access(&self, known: &Access) -> Access {
+        Access {
+            ssh: self.ssh.as_deref().map_or_else(|| known.ssh.clone(), ssh_words),
+            password_file: self.password_file.clone().or_else(|| known.password_file.clone()),
+        }
+    }
 }
 
 /// How much may be carried.
@@ -168,7 +190,7 @@ pub struct Destination {
     pub overdraft: bool,
     /// Whether bak-link copies what can't be linked.
     pub copy: bool,
-    pub ssh: Vec<String>,
+    pub access: Access,
     pub ledger: Option<PathBuf>,
     pub keep: Keep,
 }
@@ -293,7 +315,7 @@ impl Places {
             bwlimit: known.bwlimit,
             overdraft: known.overdraft,
             copy: known.copy,
-            ssh: known.ssh,
+            access: Access { ssh: known.ssh, password_file: known.password_file },
             ledger: known.ledger,
             keep: known.keep,
         })

@@ -120,6 +120,8 @@ pub struct Dest {
     pub copy: bool,
     /// The command that reaches the host, `["ssh", "-p", "2222"]`.
     pub ssh: Vec<String>,
+    /// The file whose first line is the password for an `rsync://` destination.
+    pub password_file: Option<PathBuf>,
     /// A directory that several nodes share, and so a budget.
     pub ledger: Option<PathBuf>,
     pub keep: Keep,

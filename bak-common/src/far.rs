@@ -1,29 +1,32 @@
-//! The far side: a mounted path, or a directory that rsync reaches over ssh. Nothing of bak's is needed over there.
+//! The far side: a mounted path, or a directory that rsync reaches over ssh or that an rsync daemon serves. Nothing of
+//! bak's is needed over there.
 //!
 //! Every rsync is given its file names by `--files-from`, zero-terminated and below one directory, so no name is ever an
 //! argument, a pattern or a word of a shell.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
-use crate::command::{Event, Program};
 use crate::lock::Lock;
-use crate::meter::{Counts, METER, METER_HERE, Speed, Wire};
+use crate::meter::{Speed, Wire};
 
 mod append;
 mod cache;
+mod daemon;
 pub mod identity;
 mod listing;
 mod look;
 mod mounted;
 mod ran;
 mod remove;
+mod rrsync;
+mod run;
 mod seed;
 mod ssh;
 mod url;
@@ -34,16 +37,19 @@ pub use listing::{FarFile, FarKind};
 pub use look::Fetched;
 pub use ran::{LimitReached, Ran, refused};
 pub use ssh::ssh_words;
-pub use url::Url;
-
-/// The longest listing that is read, in bytes: about half a million files.
-const LISTING_MAX: usize = 48 << 20;
+pub use url::{Daemon, Url};
 
 /// How far beyond the limit small runs may go, in bytes: those that only look, clean up, or finish what has arrived.
 const BEYOND: i128 = 32 << 10;
 
-/// Seconds without traffic after which a run is given up.
-const SILENCE_S: u64 = 600;
+/// What it takes to be let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The command that reaches the host of a place over ssh; ssh itself if empty.
+    pub ssh: Vec<String>,
+    /// The file whose first line is the password that a daemon asks for.
+    pub password_file: Option<PathBuf>,
+}
 
 /// Says how fast to send now.
 struct Pace(Box<dyn Fn() -> Speed + Send + Sync>);
@@ -65,8 +71,18 @@ pub struct Far {
     shell: Vec<OsString>,
     ssh: Vec<OsString>,
     master: Option<Child>,
+    password_file: Option<PathBuf>,
+    /// Over there a restricted rrsync is all that can be run: option paths are anchored at its directory.
+    restricted: Option<bool>,
+    /// Only one run at a time is let in over there; each run holds `turn`, all of it if so.
+    alone: AtomicBool,
+    turn: RwLock<()>,
     runs: AtomicU64,
+    /// Whether the far side knows, and allows, these.
     fsync: AtomicBool,
+    compress: AtomicBool,
+    /// Whether anything may be removed over there, once it is known.
+    removal: OnceLock<bool>,
     traffic: Mutex<Traffic>,
     pace: Option<Pace>,
     /// Nothing may cross the line for hours, and that is right.
@@ -99,9 +115,9 @@ impl<'a> Bounds<'a> {
 }
 
 impl Far {
-    /// Prepares a connection; over ssh, one that all runs of this pass share. `ssh` is the command that reaches the host,
-    /// `scratch` an empty directory of ours.
-    pub fn open(url: Url, ssh: &[String], scratch: &Path) -> Result<Self> {
+    /// Prepares a connection; over ssh, one that all runs of this pass share. `scratch` is an empty directory of ours.
+    pub fn open(url: Url, access: &Access, scratch: &Path) -> Result<Self> {
+        daemon::check(&url, access)?;
         let mut far = Self {
             url,
             scratch: scratch.to_owned(),
@@ -109,14 +125,21 @@ impl Far {
             shell: Vec::new(),
             ssh: Vec::new(),
             master: None,
+            password_file: access.password_file.as_deref().map(std::path::absolute).transpose()?,
+            restricted: None,
+            alone: AtomicBool::new(false),
+            turn: RwLock::new(()),
             runs: AtomicU64::new(0),
             fsync: AtomicBool::new(true),
+            compress: AtomicBool::new(true),
+            removal: OnceLock::new(),
             traffic: Mutex::new(Traffic { wire: Wire::default(), left: None }),
             pace: None,
             may_wait: false,
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
-        if far.is_remote() {
+        if let Url::Ssh { .. } = far.url {
+            let ssh = &access.ssh;
             far.shell = if ssh.is_empty() { vec!["ssh".into()] } else { ssh.iter().map(OsString::from).collect() };
             for option in ["BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4"] {
                 far.shell.extend(["-o".into(), option.into()]);
@@ -127,7 +150,7 @@ impl Far {
     }
 
     pub fn is_remote(&self) -> bool {
-        matches!(self.url, Url::Ssh { .. })
+        !matches!(self.url, Url::Path(_))
     }
 
     /// Has every run, those to a mounted path, too, keep to the speed that `pace` says, which is asked again all the time.
@@ -202,93 +225,43 @@ impl Far {
                 let slash = if below.is_empty() || below.ends_with('/') { "" } else { "/" };
                 format!("{host}:{path}{below}{slash}").into()
             }
+            // The meter knows the host.
+            Url::Daemon(Daemon { user, module, path, .. }) => {
+                let user = user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+                let slash = if below.is_empty() || below.ends_with('/') { "" } else { "/" };
+                format!("{user}daemon::{module}/{path}{below}{slash}").into()
+            }
+        }
+    }
+
+    /// The directory `below` over there, as an option of rsync wants it that is run for a place from where it is
+    /// `relative`. A daemon and rrsync take what begins with a slash as below their own directory, and `..` not at all.
+    fn option_dir(&self, below: &str, relative: &str) -> String {
+        match &self.url {
+            Url::Daemon(Daemon { path, .. }) => format!("/{path}{below}"),
+            Url::Ssh { path, .. } if self.restricted == Some(true) => {
+                format!("/{}{below}", path.trim_start_matches('/'))
+            }
+            _ => relative.to_owned(),
+        }
+    }
+
+    /// `--compare-dest` for [`Far::send`]: the directory `below` over there.
+    pub fn compare_dest(&self, below: &str) -> String {
+        format!("--compare-dest={}", self.option_dir(below, below))
+    }
+
+    /// `--partial-dir` for [`Far::send`]: `partial` in the directory `place` over there, in which all files to be sent lie.
+    pub fn partial_dir(&self, place: &str, partial: &str) -> String {
+        match &self.url {
+            // rsync itself looks in the directory of each file; rrsync would take it for one of the top.
+            Url::Ssh { .. } => format!("--partial-dir={}", self.option_dir(&format!("{place}/{partial}"), partial)),
+            _ => format!("--partial-dir={partial}"),
         }
     }
 
     fn scratch_file(&self, kind: &str) -> PathBuf {
         self.scratch.join(format!("{kind}.{}", self.runs.fetch_add(1, Relaxed)))
-    }
-
-    /// Runs one rsync with `options`, the names of `files`, and the two places that `places` makes of the far one. `watch`
-    /// sees what has crossed since the last [`Far::take_wire`].
-    fn rsync(
-        &self,
-        options: &[&str],
-        files: &[String],
-        places: [OsString; 2],
-        bounds: Bounds,
-        watch: &mut dyn FnMut(Wire) -> Result<()>,
-    ) -> Result<Ran> {
-        let list = self.names(files)?;
-        let path = self.scratch_file("wire");
-        let counts = Counts::create(&path)?;
-        // Ten megabytes a second is slow for a disk.
-        let silence = if self.may_wait { 0 } else { SILENCE_S + bounds.silent / 10_000_000 };
-        let silence = format!("--timeout={silence}");
-        let mut program =
-            Program::new("rsync")?.args(options.iter().copied()).args(["-8", "--no-h", "--from0", silence.as_str()]);
-        program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
-        if self.metered() {
-            program = program.arg("-e").arg(self.metered_shell(&path, self.room(&bounds)));
-            if !self.is_remote() {
-                // No shell is there that would read the path: it goes as it is.
-                program = program.arg("--secluded-args");
-            }
-        }
-        let [from, to] = places;
-        // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
-        program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
-        if let Some(lock) = bounds.lock {
-            program = program.holding(lock)?;
-        }
-        let mut stdout = Vec::new();
-        let mut local = Wire::default();
-        let (metered, before) = (self.metered(), self.traffic().wire);
-        counts.set_speed(self.speed());
-        let finished = program.run_with(|event| {
-            counts.set_speed(self.speed());
-            if let Event::Output(bytes) = event {
-                ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
-                stdout.extend_from_slice(bytes);
-                if !metered && let Some(sent) = progress(bytes) {
-                    local.out = local.out.max(sent);
-                }
-            }
-            let wire = if metered { counts.wire() } else { local };
-            watch(before + wire)?;
-            counts.seen(wire);
-            Ok(())
-        });
-        let wire = if metered { counts.wire() } else { local };
-        self.spent(wire);
-        let _ = fs::remove_file(&list);
-        let _ = fs::remove_file(&path);
-        let mut finished = finished?;
-        finished.stdout = stdout;
-        Ok(Ran { finished, wire, cut: counts.cut() })
-    }
-
-    /// Writes the names of `files` for `--files-from`.
-    fn names(&self, files: &[String]) -> Result<PathBuf> {
-        ensure!(files.iter().all(|name| !name.contains('\0')), "a name holds a NUL character");
-        let list = self.scratch_file("files");
-        // rsync takes a name that begins with `#` or `;` for a comment, even here.
-        let named: Vec<String> = files.iter().map(|name| format!("./{name}")).collect();
-        fs::write(&list, named.join("\0")).context("cannot write a temporary file")?;
-        Ok(list)
-    }
-
-    /// rsync's `-e`: a meter that lets `room` bytes pass, before our ssh or before the other end of rsync here.
-    fn metered_shell(&self, counts: &Path, room: u64) -> OsString {
-        // The path stays ours even if this program is replaced by a newer one meanwhile.
-        let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));
-        let mode = if self.is_remote() { METER } else { METER_HERE };
-        let meter = [OsString::from(mode), counts.as_os_str().to_owned(), room.to_string().into()];
-        for word in meter.into_iter().chain(self.ssh.iter().cloned()) {
-            shell.push(" ");
-            shell.push(quote(word));
-        }
-        shell
     }
 
     /// Sends files of the directory `from`, each to the same name below the destination's directory `below`. What is
@@ -310,9 +283,8 @@ impl Far {
                 all.push("--fsync");
             }
             let ran = self.rsync(&all, files, [source.clone(), self.place(below)], bounds, watch)?;
-            let unknown = !ran.finished.status.success() && ran.finished.stderr.contains("--fsync: unknown option");
-            if self.fsync.load(Relaxed) && unknown {
-                // An rsync older than 3.2.4 over there: its kernel flushes within half a minute.
+            if self.fsync.load(Relaxed) && ran.denies("--fsync") {
+                // An rsync older than 3.2.4 over there, or it is forbidden: its kernel flushes within half a minute.
                 self.fsync.store(false, Relaxed);
                 continue;
             }
@@ -333,50 +305,4 @@ fn with_slash(path: PathBuf) -> OsString {
     let mut text = path.into_os_string();
     text.push("/");
     text
-}
-
-trait ConcatOs {
-    fn concat_os(self) -> OsString;
-}
-
-impl ConcatOs for [&[u8]; 2] {
-    fn concat_os(self) -> OsString {
-        OsString::from_vec(self.concat())
-    }
-}
-
-/// A word of rsync's `-e`, which it splits itself: quoted, quotes doubled.
-fn quote(word: OsString) -> OsString {
-    let mut quoted = vec![b'\''];
-    for byte in word.into_vec() {
-        quoted.extend(if byte == b'\'' { &b"''"[..] } else { std::slice::from_ref(&byte) });
-    }
-    quoted.push(b'\'');
-    OsString::from_vec(quoted)
-}
-
-/// How many bytes `--info=progress2` says have been sent, from the last of its lines in `output`.
-fn progress(output: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(output).ok()?;
-    text.split(['\r', '\n']).rev().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let bytes = words.next()?.parse().ok()?;
-        words.next()?.ends_with('%').then_some(bytes)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_lines() {
-        assert_eq!(progress(b"\r     32,768   0%\r        65536  12%    1.00MB/s"), Some(65536));
-        assert_eq!(progress(b"sent 5 bytes"), None);
-    }
-
-    #[test]
-    fn words_for_rsync() {
-        assert_eq!(quote("a 'b'".into()), OsString::from("'a ''b'''"));
-    }
 }

@@ -30,6 +30,10 @@ pub const METER: &str = "--bak-meter";
 /// The same for a far side that is mounted here: `--bak-meter-here COUNTS LIMIT HOST PROGRAM ARGUMENT…`, HOST meaning
 /// nothing.
 pub const METER_HERE: &str = "--bak-meter-here";
+/// The same before the socket of an rsync daemon: `--bak-meter-daemon COUNTS LIMIT HOST PORT`; what follows is ignored.
+pub const METER_DAEMON: &str = "--bak-meter-daemon";
+
+mod dial;
 
 /// How far the meter runs ahead of what its starter has seen, in bytes.
 pub const LEAD: u64 = 47 << 20;
@@ -195,6 +199,17 @@ struct Line {
 }
 
 impl Line {
+    /// Takes `COUNTS LIMIT` from the arguments.
+    fn begin(args: &mut impl Iterator<Item = OsString>) -> Result<Self> {
+        let mut next = || args.next().context("wrong use of an internal option");
+        let (counts, limit) = (next()?, next()?);
+        let Some(limit) = limit.to_str().and_then(|text| text.parse().ok()) else {
+            bail!("wrong use of an internal option")
+        };
+        let counts = File::options().read(true).write(true).open(&counts).context("cannot open the meter's file")?;
+        Ok(Self { counts: Counts(counts), limit, both: AtomicU64::new(0), parent: getppid() })
+    }
+
     fn note(&self, at: u64, number: u64) -> bool {
         self.counts.0.write_all_at(&number.to_le_bytes(), at).is_ok()
     }
@@ -259,17 +274,14 @@ pub fn run() -> Option<Result<u8>> {
             let (counts, limit) = (args.next(), args.next());
             Some(meter(counts.into_iter().chain(limit).chain(args.skip(1))))
         }
+        Some(METER_DAEMON) => Some(dial::dialed(args)),
         _ => None,
     }
 }
 
 fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
-    let mut next = || args.next().context("wrong use of an internal option");
-    let (counts, limit, program) = (next()?, next()?, next()?);
-    let Some(limit) = limit.to_str().and_then(|text| text.parse().ok()) else {
-        bail!("wrong use of an internal option")
-    };
-    let counts = File::options().read(true).write(true).open(&counts).context("cannot open the meter's file")?;
+    let line = Arc::new(Line::begin(&mut args)?);
+    let program = args.next().context("wrong use of an internal option")?;
     let mut child = Command::new(&program)
         .args(args)
         .stdin(Stdio::piped())
@@ -282,7 +294,6 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     // Larger pipes mean fewer turns; where that is not allowed the usual size will do.
     let _ = rustix::pipe::fcntl_setpipe_size(&to, 1 << 20);
     let _ = rustix::pipe::fcntl_setpipe_size(&from, 1 << 20);
-    let line = Arc::new(Line { counts: Counts(counts), limit, both: AtomicU64::new(0), parent: getppid() });
     let shared = Arc::clone(&line);
     // Ends with rsync's stream, or with this process: nobody waits for it. Dropping `to` closes the shell's input.
     std::thread::spawn(move || shared.pass(std::io::stdin().lock(), to, OUT, 0));

@@ -1,9 +1,9 @@
 //! bak-list: the dumps of any store, good or not, and what the outboxes and histories of destinations know of them.
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::args::{Common, Picks, Places, Reach, Session};
 use bak_common::calendar::Time;
-use bak_common::far::{Far, ssh_words};
+use bak_common::far::Far;
 use bak_common::jsonl::Writer;
 use bak_common::name::DumpId;
 use bak_common::outbox::{History, Outbox};
@@ -39,9 +39,8 @@ struct Cli {
     /// Only the newest good dump of each guest
     #[arg(long, help_heading = "Selection")]
     latest: bool,
-    /// The command that reaches a host, split at spaces [default: the destination's, or ssh]
-    #[arg(long, value_name = "COMMAND")]
-    ssh: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     picks: Picks,
     #[command(flatten)]
@@ -128,13 +127,10 @@ fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
                 let store = Store::open(&path)?;
                 Read { listing: store.list(), path: store.path().to_owned() }
             }
-            Origin::Far { url, shown, ssh } => {
-                let ssh = match &cli.ssh {
-                    Some(text) => ssh_words(text),
-                    None => ssh,
-                };
+            Origin::Far { url, shown, access } => {
+                let access = cli.reach.access(&access);
                 let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
-                let listing = Far::open(url, &ssh, scratch.path()).and_then(|far| far.dumps(&shown));
+                let listing = Far::open(url, &access, scratch.path()).and_then(|far| far.dumps(&shown));
                 Read { listing: listing.with_context(|| format!("cannot list {shown}"))?, path: shown.into() }
             }
         };

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use bak_common::args::{Places, Session};
-use bak_common::far::Url;
+use bak_common::config::Dest;
+use bak_common::far::{Access, Url};
 use bak_common::jsonl::Writer;
 use bak_common::name::printable;
 use bak_common::report::Kind;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, PartialEq, Eq)]
 pub enum Origin {
     Dir(PathBuf),
-    Far { url: Url, shown: String, ssh: Vec<String> },
+    Far { url: Url, shown: String, access: Access },
 }
 
 /// What is meant by `text`: a destination, if one is called so, a far side, or a directory.
@@ -31,10 +32,11 @@ pub fn origin(text: &Path, places: &Places, session: &Session) -> Result<Origin>
         Some(Some(url)) => url,
         Some(None) => return Err(Kind::Usage.says(format!("the destination {name} has no url"))),
     };
-    let ssh = known.map(|dest| dest.ssh.clone()).unwrap_or_default();
+    let access = |dest: &Dest| Access { ssh: dest.ssh.clone(), password_file: dest.password_file.clone() };
+    let access = known.map(access).unwrap_or_default();
     match Url::parse(url)? {
         Url::Path(_) => Ok(Origin::Dir(url.into())),
-        url_there => Ok(Origin::Far { url: url_there, shown: url.to_owned(), ssh }),
+        url_there => Ok(Origin::Far { url: url_there, shown: url.to_owned(), access }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the user typed, and what it resolves to.
 
 use anyhow::Result;
-use bak_common::args::{Common, Limits, Picks, Session};
+use bak_common::args::{Common, Limits, Picks, Reach, Session};
 use bak_common::config::{Keep, dest_name};
 use bak_common::name::{DumpId, GuestName};
 use bak_common::report::Kind;
@@ -56,7 +56,7 @@ Exit status:
 #[derive(Debug, Parser)]
 #[command(name = "bak-prune", version, after_help = AFTER)]
 struct Cli {
-    /// Directories of dumps to prune, or off-site copies, [user@]host:path; or ids of dumps: exactly those are removed; or
+    /// Directories of dumps to prune, or off-site copies, [user@]host:path or rsync://host/module; or ids of dumps: exactly those are removed; or
     /// -: the same for the dumps on standard input
     #[arg(value_name = "STORE|ID|-")]
     operands: Vec<String>,
@@ -69,9 +69,8 @@ struct Cli {
     /// The outbox of that destination, or of --only-sent's [default: as configured, or <store>/.outbox-<destination>]
     #[arg(long, value_name = "DIR", help_heading = "Places")]
     outbox: Option<PathBuf>,
-    /// The command that reaches a host, split at spaces [default: the destination's, or ssh]
-    #[arg(long, value_name = "COMMAND", help_heading = "Places")]
-    ssh: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     limits: Limits,
     /// Only this guest, by number or name or pattern; may be repeated
@@ -297,7 +296,7 @@ impl Cli {
             store: self.store.as_deref(),
             dests: &self.dest,
             outbox: self.outbox.as_deref(),
-            ssh: self.ssh.as_deref(),
+            reach: &self.reach,
             limits: &self.limits,
             only_sent: self.offsite.only_sent.as_deref(),
             // What a made-up guest is simulated for, or what the configuration says without any store.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::Session;
-use bak_common::far::{Far, Url};
+use bak_common::far::{Access, Far, Url};
 use bak_common::lock::Lock;
 use bak_common::outbox::Outbox;
 use bak_common::pass;
@@ -58,7 +58,7 @@ fn here<'a>(session: &'a Session, place: &'a Place, store: &'a Store, change: bo
 fn the_right_disk(outbox: &Outbox, store: &Store) -> Result<()> {
     let Some(expected) = outbox.identity()? else { return Ok(()) };
     let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let far = Far::open(Url::Path(store.path().to_owned()), &[], scratch.path())?;
+    let far = Far::open(Url::Path(store.path().to_owned()), &Access::default(), scratch.path())?;
     right_one(&far, Some(&expected)).context("nothing was removed").map(drop)
 }
 

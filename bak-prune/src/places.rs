@@ -1,8 +1,8 @@
 //! Which stores are meant: directories, off-site copies, destinations.
 
 use anyhow::Result;
-use bak_common::args::{Destination, Limits, Places, Session};
-use bak_common::far::{Url, ssh_words};
+use bak_common::args::{Destination, Limits, Places, Reach, Session};
+use bak_common::far::Url;
 use bak_common::name::printable;
 use bak_common::report::Kind;
 use bak_common::store::Store;
@@ -19,7 +19,7 @@ pub struct Asked<'a> {
     pub store: Option<&'a Path>,
     pub dests: &'a [String],
     pub outbox: Option<&'a Path>,
-    pub ssh: Option<&'a str>,
+    pub reach: &'a Reach,
     pub limits: &'a Limits,
     /// The destination that `--only-sent` names: the outbox is its.
     pub only_sent: Option<&'a str>,
@@ -92,8 +92,8 @@ impl Asked<'_> {
                 printable(text)
             )));
         }
-        let ssh = self.ssh.map_or_else(|| dest.ssh.clone(), ssh_words);
-        Ok(Place { at: At::There(Remote { url, shown: text.clone(), ssh }), dest: Some(dest) })
+        let access = self.reach.access(&dest.access);
+        Ok(Place { at: At::There(Remote { url, shown: text.clone(), access }), dest: Some(dest) })
     }
 
     /// A destination as `--dest` names it. Its outbox may be nowhere.

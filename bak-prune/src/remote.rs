@@ -15,7 +15,7 @@ pub use remove::Outcome;
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::Session;
 use bak_common::far::identity::{self, FILE};
-use bak_common::far::{Cache, Far, Url};
+use bak_common::far::{Access, Cache, Far, Url};
 use bak_common::fsio;
 use bak_common::ledger::{self, Line};
 use bak_common::lock::{Hold, Holder, Lock};
@@ -41,8 +41,8 @@ pub struct Remote {
     pub url: Url,
     /// As the user writes it.
     pub shown: String,
-    /// The command that reaches the host.
-    pub ssh: Vec<String>,
+    /// How to get in.
+    pub access: Access,
 }
 
 /// What must be left of a limit for a look at the far side, in bytes.
@@ -101,7 +101,7 @@ impl<'a> Visit<'a> {
         };
         let open = |outbox: &Outbox| ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock());
         let ledger = outbox.as_ref().map(open).transpose()?;
-        let far = Far::open(remote.url.clone(), &remote.ssh, scratch.path())?;
+        let far = Far::open(remote.url.clone(), &remote.access, scratch.path())?;
         far.limit(left);
         let mut visit = Self {
             session,

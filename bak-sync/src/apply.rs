@@ -6,7 +6,7 @@
 
 use anyhow::{Result, anyhow};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Far, FarFile, LimitReached, Url};
+use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Line};
 use bak_common::lock::Lock;
 use bak_common::meter::Wire;
@@ -28,7 +28,7 @@ use crate::timetable::Timetable;
 #[derive(Debug)]
 pub struct Options {
     pub bwlimit: Timetable,
-    pub ssh: Vec<String>,
+    pub access: Access,
     /// The first dump of a pass may finish beyond the limits of a pass.
     pub overdraft: bool,
     /// How often a dump is tried again in a pass after the line has dropped.
@@ -45,7 +45,7 @@ pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
     }
     match url {
         Url::Path(far) => outbox::apart("the far side", far, "the outbox", outbox.store.path()),
-        Url::Ssh { .. } => Ok(()),
+        Url::Ssh { .. } | Url::Daemon(_) => Ok(()),
     }
 }
 
@@ -123,7 +123,7 @@ pub fn pass(
     let id = uuid::Uuid::new_v4().to_string();
     // Also where nothing waits: that the far side is gone should not come out only when it is needed.
     let scratch = Scratch::new(&outbox, &lock)?;
-    let mut far = Far::open(url, &options.ssh, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
+    let mut far = Far::open(url, &options.access, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
     keep_pace(session, options, &mut far);
     far.limit(budget.left());
     let opened = look(&outbox, &far, &expected, &waiting);

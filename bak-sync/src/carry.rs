@@ -236,7 +236,7 @@ impl Pass<'_> {
         let place = &entry.place;
         let files: Vec<String> = self.outbox.store.names(entry)?.iter().map(|name| format!("{place}/{name}")).collect();
         let block = format!("--block-size={}", journey.way.block);
-        let (compare, partial) = (format!("--compare-dest={}", self.basis), format!("--partial-dir={PARTIAL}"));
+        let (compare, partial) = (self.far.compare_dest(&self.basis), self.far.partial_dir(place, PARTIAL));
         // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
         // then take for the file itself and send nothing.
         let mut options = vec![partial.as_str(), "--ignore-times"];
@@ -247,6 +247,9 @@ impl Pass<'_> {
         }
         if based {
             options.push(&compare);
+        } else if self.far.forbids_removal() {
+            // No basis can be laid: rsync looks for one by itself.
+            options.push("--fuzzy");
         }
         if holes(&self.outbox.store.path().join(place), dump) {
             options.push("--sparse");

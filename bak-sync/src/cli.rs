@@ -1,8 +1,7 @@
 //! The command line of bak-sync.
 
 use anyhow::Result;
-use bak_common::args::{Common, Destination, Limits, Places, Session};
-use bak_common::far::ssh_words;
+use bak_common::args::{Common, Destination, Limits, Places, Reach, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{DumpId, printable};
 use bak_common::record::{Dump, Record};
@@ -72,9 +71,8 @@ pub struct Cli {
     /// How often a dump is tried again in a pass after the line has dropped, each time after a longer wait
     #[arg(long, value_name = "N", default_value_t = 3)]
     retries: u32,
-    /// The command that reaches the host, split at spaces [default: ssh]
-    #[arg(long, value_name = "COMMAND")]
-    ssh: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -143,18 +141,15 @@ fn piped(session: &Session) -> Result<HashMap<DumpId, Dump>> {
 fn options(cli: &Cli, dest: &Destination) -> Result<Options> {
     let bwlimit = cli.bwlimit.as_deref().or(dest.bwlimit.as_deref()).unwrap_or("off");
     let bwlimit = Timetable::parse(bwlimit).map_err(|error| Kind::Usage.says(format!("bwlimit: {error:#}")))?;
-    let ssh = match &cli.ssh {
-        Some(text) => ssh_words(text),
-        None => dest.ssh.clone(),
-    };
-    Ok(Options { bwlimit, ssh, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries })
+    let access = cli.reach.access(&dest.access);
+    Ok(Options { bwlimit, access, overdraft: cli.overdraft || dest.overdraft, retries: cli.retries })
 }
 
 fn check_config(session: &Session, destinations: &[Destination]) -> Result<u8> {
     let mut out = Writer::stdout();
     for dest in destinations {
         let limits: Vec<String> = dest.limits.iter().map(ToString::to_string).collect();
-        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "overdraft": dest.overdraft, "ssh": dest.ssh});
+        let line = serde_json::json!({"dest": dest.name, "url": dest.url, "outbox": dest.outbox, "limit": limits, "bwlimit": dest.bwlimit, "overdraft": dest.overdraft, "ssh": dest.access.ssh, "password_file": dest.access.password_file});
         out.line(&line.to_string())?;
     }
     Ok(session.report.finish(|_| String::new()))

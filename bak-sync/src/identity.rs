@@ -43,7 +43,7 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
     let known = outbox.identity()?;
     let lock = lock(session, &outbox)?;
     let scratch = Scratch::new(&outbox, &lock)?;
-    let far = Far::open(url, &options.ssh, scratch.path())?;
+    let far = Far::open(url, &options.access, scratch.path())?;
     // rsync would make the last directory of a mistyped path; a listing of one that is not there fails.
     far.list(&[FILE.to_owned()]).context("is that directory there? make it, or mount it, first")?;
     let there = fetch(&far)?;

@@ -148,7 +148,7 @@ pub fn run(
     let scratch = Scratch::new(&outbox, &lock)?;
     let (begun, looked_at) = (Instant::now(), session.clock());
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
-    let mut far = Far::open(url, &options.ssh, scratch.path())?;
+    let mut far = Far::open(url, &options.access, scratch.path())?;
     keep_pace(session, options, &mut far);
     far.limit(Budget::new(&caps(session, dest, &outbox)?, false).left());
     let looked = identity::check(&far, &expected).and_then(|()| far.whole(&shown));

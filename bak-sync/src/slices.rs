@@ -32,7 +32,7 @@ impl Pass<'_> {
     /// Removes what killed passes have left.
     pub fn sweep(&mut self, dump: &Dump, place: &str) {
         let litter = plan::litter(dump, place, &self.basis, &self.history, &self.listing);
-        if litter.is_empty() {
+        if litter.is_empty() || self.far.may_discard().is_ok_and(|may| !may) {
             return;
         }
         let swept = self.far.discard("", &litter).and_then(|ran| ran.check());
@@ -54,8 +54,21 @@ impl Pass<'_> {
     /// Lays the bases of a dump's files. Returns the hard links to take up again.
     pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey) -> Vec<(FarFile, String)> {
         let mut links = Vec::new();
-        for file in &dump.files {
-            let Some(basis) = plan::basis(dump, file, place, &self.history, &self.listing) else { continue };
+        let basis = |file| Some((file, plan::basis(dump, file, place, &self.history, &self.listing)?));
+        let bases: Vec<(&FileEntry, Basis)> = dump.files.iter().filter_map(basis).collect();
+        if bases.is_empty() {
+            return links;
+        }
+        match self.far.may_discard() {
+            Ok(true) => {}
+            // What could never be taken up again is not laid.
+            Ok(false) => return links,
+            Err(error) => {
+                self.warn(dump, "goes without a basis", Err(error));
+                return links;
+            }
+        }
+        for (file, basis) in bases {
             let laid = if journey.way.sliced {
                 self.lay_partial(dump, place, file, &basis)
             } else {

@@ -60,6 +60,16 @@ impl Sshd {
         sshd
     }
 
+    /// From now on the key may run this command only, whatever it asks for.
+    pub fn force(&self, command: &str) {
+        let key = fs::read_to_string(self.dir.join("user.pub")).unwrap();
+        fs::write(self.dir.join("authorized"), format!("restrict,command=\"{command}\" {key}")).unwrap();
+    }
+
+    pub fn forced(&self) -> bool {
+        fs::read_to_string(self.dir.join("authorized")).unwrap().starts_with("restrict")
+    }
+
     /// The command that reaches it, for `--ssh`. Its directory must have no spaces in its path.
     pub fn command(&self) -> String {
         let dir = self.dir.display();

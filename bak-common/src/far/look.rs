@@ -57,6 +57,7 @@ impl Far {
             {
                 Ok(Fetched::Missing)
             }
+            _ if ran.no_directory() => Ok(Fetched::Missing),
             Ok(_) => Err(ran.error()),
             // A directory, a symbolic link, or far too large: rsync passes over it. No file of ours is like that.
             Err(_) if ran.finished.status.success() => Ok(Fetched::Missing),

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 
+use super::{daemon, rrsync};
 use crate::command::Finished;
 use crate::meter::Wire;
 
@@ -71,8 +72,41 @@ pub fn refused(said: &str) -> bool {
 impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
-        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255))
-            && full(&self.finished.stderr).is_none()
+        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy()
+    }
+
+    /// Whether a next try can only end the same way.
+    fn hopeless(&self) -> bool {
+        let said = &self.finished.stderr;
+        full(said).is_some() || daemon::words(said).is_some() || rrsync::words(said).is_some()
+    }
+
+    /// Whether somebody else is served over there just now, and only so many at a time.
+    pub(super) fn busy(&self) -> bool {
+        !self.finished.status.success() && (daemon::busy(&self.finished.stderr) || rrsync::busy(&self.finished.stderr))
+    }
+
+    /// Whether the far side does not know this option, or forbids it.
+    pub(super) fn denies(&self, option: &str) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success()
+            && (said.contains(&format!("{option}: unknown option"))
+                || daemon::refuses(said) == Some(option)
+                || (option == "--fsync" && said.contains(rrsync::UNKNOWN)))
+    }
+
+    /// Whether the far side lets nobody remove anything.
+    pub(super) fn forbids_removal(&self) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success()
+            && (matches!(daemon::refuses(said), Some("--delete" | "--remove-source-files"))
+                || said.contains("--remove-source-files has been disabled"))
+    }
+
+    /// Whether the directory that a daemon or rrsync serves is not there.
+    pub(super) fn no_directory(&self) -> bool {
+        let said = &self.finished.stderr;
+        !self.finished.status.success() && (said.contains(daemon::NO_DIRECTORY) || said.contains(rrsync::NO_DIRECTORY))
     }
 
     /// An error if the limit ended it, which is a [`LimitReached`].
@@ -88,6 +122,16 @@ impl Ran {
     pub fn error(&self) -> anyhow::Error {
         let code = self.finished.status.code();
         let status = code.map_or_else(|| "killed".to_owned(), |code| code.to_string());
+        let stderr = &self.finished.stderr;
+        if full(stderr).is_none()
+            && let Some((meaning, line)) = daemon::words(stderr).or_else(|| rrsync::words(stderr))
+        {
+            let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
+            return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if self.busy() {
+            return anyhow!("others are served over there, and only so many at a time (rsync {status})");
+        }
         // rsync's own last line repeats its status; what matters stands before.
         let said: Vec<&str> = self
             .finished
@@ -97,6 +141,6 @@ impl Ran {
             .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
             .collect();
         let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
-        anyhow!("{} (rsync {status}){said}", full(&self.finished.stderr).unwrap_or_else(|| words(code)))
+        anyhow!("{} (rsync {status}){said}", full(stderr).unwrap_or_else(|| words(code)))
     }
 }

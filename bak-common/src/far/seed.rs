@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Bounds, Far, FarFile, Ran, with_slash};
+use super::{Bounds, Far, FarFile, Ran, Url, with_slash};
 
 /// What a run that sends no content may cost at most, in bytes.
 pub(super) const STUB_MAX: u64 = 64 << 10;
@@ -22,7 +22,9 @@ impl Far {
         let stub = self.stub(std::slice::from_ref(old), Some(new))?;
         let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
         let names = [old.name.clone(), new.to_owned()];
-        self.rsync(&["-tHz", "--link-dest=.."], &names, [with_slash(stub), self.place(basis)], bounds, &mut |_| Ok(()))
+        let link = format!("--link-dest={}", self.option_dir("", ".."));
+        let options = ["-tH", "-z", link.as_str()];
+        self.rsync(&options, &names, [with_slash(stub), self.place(basis)], bounds, &mut |_| Ok(()))
     }
 
     /// Removes what [`Far::seed_basis`] made.
@@ -39,7 +41,8 @@ impl Far {
         let old = FarFile { name: name.to_owned(), ..old.clone() };
         let stub = self.stub(std::slice::from_ref(&old), Some(new))?;
         let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, ..Bounds::default() };
-        let options = ["-tH", "--copy-dest=..", "--chmod=Dgo=,Fgo="];
+        let copy = format!("--copy-dest={}", self.option_dir(place, ".."));
+        let options = ["-tH", copy.as_str(), "--chmod=Dgo=,Fgo="];
         let names = [old.name.clone(), new.to_owned()];
         let seeded = self.rsync(&options, &names, [with_slash(stub), self.place(&below)], bounds, &mut |_| Ok(()))?;
         // Under its old name it is the same inode as what will be published: it must never be written by that name.
@@ -51,7 +54,8 @@ impl Far {
     /// Makes a partial file over there from `dir/name` here, of which [`Far::seed_basis`] has laid a basis in `basis`: as
     /// a delta, a few bytes for each block of 128 KiB. `bytes` is its size.
     pub fn seed_from(&self, dir: &Path, place: &str, partial: &str, name: &str, basis: &str, bytes: u64) -> Result<()> {
-        let compare = format!("--compare-dest=../../{basis}/{place}");
+        let basis = format!("{basis}/{place}");
+        let compare = format!("--compare-dest={}", self.option_dir(&basis, &format!("../../{basis}")));
         let options = [
             "-t",
             "-S",
@@ -67,6 +71,27 @@ impl Far {
         let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, ..Bounds::default() };
         let places = [with_slash(dir.to_owned()), self.place(&format!("{place}/{partial}"))];
         self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
+    }
+
+    /// Whether files may be removed over there: what can't be taken up again must not be laid. Asked once; only daemons
+    /// and rrsync forbid it.
+    pub fn may_discard(&self) -> Result<bool> {
+        if matches!(self.url, Url::Path(_)) || matches!(self.url, Url::Ssh { .. }) && self.restricted != Some(true) {
+            return Ok(true);
+        }
+        if let Some(known) = self.removal.get() {
+            return Ok(*known);
+        }
+        let ran = self.discard("", &[])?;
+        if !ran.forbids_removal() {
+            ran.check()?;
+        }
+        Ok(*self.removal.get_or_init(|| !ran.forbids_removal()))
+    }
+
+    /// Whether it is known that nothing may be removed over there.
+    pub fn forbids_removal(&self) -> bool {
+        self.removal.get() == Some(&false)
     }
 
     /// A directory with an empty sparse file of the name, size and time of each of `files`; the first also as `link`.

@@ -60,7 +60,7 @@ impl Far {
         self.master = Some(master);
         self.ssh = self.shell.clone();
         self.ssh.extend(["-S".into(), socket.into_os_string(), "-o".into(), "ControlMaster=no".into()]);
-        Ok(())
+        self.ask_who_answers()
     }
 }
 

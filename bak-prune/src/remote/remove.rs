@@ -1,7 +1,7 @@
 //! Removal over there, and finishing what a crash or a broken line has left of one.
 
-use anyhow::{Context, Error, Result, anyhow};
-use bak_common::far::{FarFile, LimitReached, Ran};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use bak_common::far::{FarFile, Ran};
 use bak_common::fsio;
 use bak_common::store::Entry;
 use std::collections::HashMap;
@@ -27,35 +27,34 @@ pub enum Outcome {
     NotDone,
 }
 
-/// What stands in the way of all that is left, and of what only its own failure.
-type Step<T> = Result<T, Error>;
-
 impl Visit<'_> {
     /// Removes dumps. One outcome each, in order; what stands in the way of all of them is reported here.
     pub fn remove(&mut self, entries: &[&Entry]) -> Vec<Outcome> {
         let mut outcomes: Vec<Outcome> = Vec::new();
-        for batch in entries.chunks(BATCH) {
-            let removed = self.remove_batch(batch);
-            let noted = self.note(&format!("{}", outcomes.len()));
-            if let Err(error) = removed.and_then(|removed| {
-                outcomes.extend(removed);
-                noted
-            }) {
-                self.stopped(&error, entries.len() - outcomes.len());
-                break;
-            }
+        if let Err(error) = self.remove_all(entries, &mut outcomes) {
+            let left = entries.len() - outcomes.len();
+            let plural = if left == 1 { "dump was" } else { "dumps were" };
+            let text = format!("{left} {plural} not, or not wholly, removed; the next run goes on");
+            self.session.report.fail(self.shown, &error.context(text));
         }
         outcomes.resize_with(entries.len(), || Outcome::NotDone);
         outcomes
     }
 
-    fn stopped(&self, error: &Error, left: usize) {
-        let why = if error.is::<LimitReached>() { "the limit is reached".to_owned() } else { format!("{error:#}") };
-        let text = format!("{why}; {left} dumps were not, or not wholly, removed: the next run goes on");
-        self.session.report.fail(self.shown, &anyhow!(text));
+    fn remove_all(&mut self, entries: &[&Entry], outcomes: &mut Vec<Outcome>) -> Result<()> {
+        // Before anything is noted: of what nobody may remove nothing was decided.
+        if !entries.is_empty() && !self.far.may_discard()? {
+            bail!("over there nothing may be removed (`refuse options` of a daemon, or rrsync -no-del)");
+        }
+        for batch in entries.chunks(BATCH) {
+            let removed = self.remove_batch(batch);
+            self.note(&outcomes.len().to_string())?;
+            outcomes.extend(removed?);
+        }
+        Ok(())
     }
 
-    fn remove_batch(&mut self, entries: &[&Entry]) -> Step<Vec<Outcome>> {
+    fn remove_batch(&mut self, entries: &[&Entry]) -> Result<Vec<Outcome>> {
         let dropped: Vec<Option<Dropped>> = entries.iter().map(|entry| Dropped::of(entry, &self.files)).collect();
         let going: Vec<Dropped> = dropped.iter().flatten().cloned().collect();
         let mut noted = self.noted()?;
@@ -124,7 +123,7 @@ impl Visit<'_> {
     }
 
     /// Removes the files of dumps that have no sidecar any more. Those of which some are left, with why.
-    fn remove_files(&mut self, dropped: Vec<Dropped>) -> Step<Vec<(Dropped, String)>> {
+    fn remove_files(&mut self, dropped: Vec<Dropped>) -> Result<Vec<(Dropped, String)>> {
         let files = || dropped.iter().flat_map(|one| &one.files);
         if files().next().is_none() {
             return Ok(Vec::new());
@@ -146,7 +145,7 @@ impl Visit<'_> {
     }
 
     /// Which of these are there now. What the removal itself said matters only if they are.
-    fn look_at<'k>(&self, files: impl Iterator<Item = &'k Known>) -> Step<Files> {
+    fn look_at<'k>(&self, files: impl Iterator<Item = &'k Known>) -> Result<Files> {
         let names: Vec<String> = files.map(|file| file.name.clone()).collect();
         let there = if names.is_empty() { Vec::new() } else { self.far.list(&names)? };
         Ok(there.into_iter().map(|file| (file.name.clone(), file)).collect())
@@ -184,15 +183,8 @@ impl Visit<'_> {
 
 /// Why something is still there, as far as the run that should have removed it says.
 fn refused(ran: Result<Ran>) -> String {
-    let error = match ran.and_then(|ran| ran.check().map(|()| ran)) {
-        Ok(_) => return "it has changed over there meanwhile".to_owned(),
+    match ran.and_then(|ran| ran.check()) {
+        Ok(()) => "it has changed over there meanwhile".to_owned(),
         Err(error) => format!("{error:#}"),
-    };
-    // What a daemon, a read-only module or rrsync says where nothing may be removed.
-    if error.contains("--remove-source-files") || error.contains("configured to refuse") {
-        return format!(
-            "the far side lets nothing be removed (read-only, `refuse options`, or rrsync -no-del): {error}"
-        );
     }
-    error
 }

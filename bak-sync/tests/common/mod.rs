@@ -3,6 +3,7 @@
 // Each of the tests that share this uses a part of it.
 #![allow(dead_code)]
 
+use bak_tests::rsyncd::Rsyncd;
 use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, Ran, bin, put_dump};
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ pub const DAY2: &str = "2026-11-19T01:00:00Z";
 pub struct Place {
     pub kit: Kit,
     pub sshd: Option<Sshd>,
+    pub rsyncd: Option<Rsyncd>,
 }
 
 impl Place {
@@ -23,9 +25,32 @@ impl Place {
         let kit = Kit::new();
         fs::create_dir(kit.path("far")).unwrap();
         let sshd = ssh.then(|| Sshd::start(&kit.path("sshd")));
-        let place = Self { kit, sshd };
+        let place = Self { kit, sshd, rsyncd: None };
         place.sync(["--init"]).clean();
         place
+    }
+
+    /// The far side is the module `bak` of a daemon; `more` are further lines of its configuration.
+    pub fn daemon(more: &str) -> Self {
+        let place = Self::daemon_without_identity(more);
+        place.sync(["--init"]).clean();
+        place
+    }
+
+    pub fn daemon_without_identity(more: &str) -> Self {
+        let kit = Kit::new();
+        fs::create_dir(kit.path("far")).unwrap();
+        let rsyncd = Some(Rsyncd::start(&kit.path("rsyncd"), &kit.path("far"), more));
+        Self { kit, sshd: None, rsyncd }
+    }
+
+    /// The far side is all that a key may reach by rrsync with these options.
+    pub fn rrsync(options: &str) -> Self {
+        let kit = Kit::new();
+        fs::create_dir(kit.path("far")).unwrap();
+        let sshd = Sshd::start(&kit.path("sshd"));
+        sshd.force(&format!("/usr/bin/rrsync {options} {}", kit.path("far").display()));
+        Self { kit, sshd: Some(sshd), rsyncd: None }
     }
 
     pub fn outbox(&self) -> PathBuf {
@@ -42,7 +67,12 @@ impl Place {
 
     /// The program and its arguments.
     pub fn command<const N: usize>(&self, more: [&str; N]) -> (PathBuf, Vec<String>) {
-        let url = self.sshd.as_ref().map_or_else(|| self.far().display().to_string(), |sshd| sshd.url(&self.far()));
+        let url = match (&self.sshd, &self.rsyncd) {
+            (Some(sshd), _) if sshd.forced() => sshd.url(Path::new("/")),
+            (Some(sshd), _) => sshd.url(&self.far()),
+            (None, Some(rsyncd)) => rsyncd.url(),
+            (None, None) => self.far().display().to_string(),
+        };
         let mut args = vec!["--outbox".to_owned(), "outbox".into(), "--dest".into(), format!("box={url}")];
         if let Some(sshd) = &self.sshd {
             args.extend(["--ssh".into(), sshd.command()]);
