@@ -4,11 +4,11 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use bak_common::far::{FarFile, Ran};
 use bak_common::fsio;
 use bak_common::store::Entry;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use super::drop::{Dropped, Drops, Fate, Files, Known};
+use super::drop::{Dropped, Drops, Fate, Files, Known, below};
 use super::{Visit, make};
 
 /// So many dumps are removed together: two runs that remove, and two that look.
@@ -30,33 +30,36 @@ pub enum Outcome {
 impl Visit<'_> {
     /// Removes dumps. One outcome each, in order; what stands in the way of all of them is reported here.
     pub fn remove(&mut self, entries: &[&Entry]) -> Vec<Outcome> {
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        if let Err(error) = self.remove_all(entries, &mut outcomes) {
-            let left = entries.len() - outcomes.len();
-            let plural = if left == 1 { "dump was" } else { "dumps were" };
-            let text = format!("{left} {plural} not, or not wholly, removed; the next run goes on");
-            self.session.report.fail(self.shown, &error.context(text));
+        let mut done = Done::default();
+        if let Err(error) = self.remove_all(entries, &mut done) {
+            let undone = |outcome: &&Outcome| matches!(outcome, Outcome::NotDone);
+            let left = entries.len() - done.outcomes.len() + done.outcomes.iter().filter(undone).count();
+            let mut text = format!("{left} of {} dumps were not removed", entries.len());
+            if done.littered > 0 {
+                text += &format!(", of {} files are left", done.littered);
+            }
+            self.session.report.fail(self.shown, &error.context(text + "; the next run goes on"));
         }
-        outcomes.resize_with(entries.len(), || Outcome::NotDone);
-        outcomes
+        done.outcomes.resize_with(entries.len(), || Outcome::NotDone);
+        done.outcomes
     }
 
-    fn remove_all(&mut self, entries: &[&Entry], outcomes: &mut Vec<Outcome>) -> Result<()> {
+    fn remove_all(&mut self, entries: &[&Entry], done: &mut Done) -> Result<()> {
         // Before anything is noted: of what nobody may remove nothing was decided.
         if !entries.is_empty() && !self.far.may_discard()? {
             bail!("over there nothing may be removed (`refuse options` of a daemon, or rrsync -no-del)");
         }
         for batch in entries.chunks(BATCH) {
-            let removed = self.remove_batch(batch);
-            self.note(&outcomes.len().to_string())?;
-            outcomes.extend(removed?);
+            let removed = self.remove_batch(batch, done);
+            self.note(&done.outcomes.len().to_string())?;
+            removed?;
         }
         Ok(())
     }
 
-    fn remove_batch(&mut self, entries: &[&Entry]) -> Result<Vec<Outcome>> {
-        let dropped: Vec<Option<Dropped>> = entries.iter().map(|entry| Dropped::of(entry, &self.files)).collect();
-        let going: Vec<Dropped> = dropped.iter().flatten().cloned().collect();
+    fn remove_batch(&mut self, entries: &[&Entry], done: &mut Done) -> Result<()> {
+        // Each was listed with its sidecar.
+        let going: Vec<Dropped> = entries.iter().filter_map(|entry| Dropped::of(entry, &self.files)).collect();
         let mut noted = self.noted()?;
         let before = noted.len();
         noted.extend(going.iter().cloned());
@@ -66,30 +69,43 @@ impl Visit<'_> {
         }
         let ran = self.discard(going.iter().map(|one| &one.sidecar));
         let there = self.look_at(going.iter().map(|one| &one.sidecar))?;
-        let why = refused(ran);
+        let sidecars = Ended::of(ran);
         let (still, gone): (Vec<Dropped>, Vec<Dropped>) =
             going.into_iter().partition(|one| there.contains_key(&one.sidecar.name));
         for one in &still {
             self.mark(one, false)?;
         }
-        let still: HashMap<String, String> = still.into_iter().map(|one| (one.sidecar.name, why.clone())).collect();
-        let left = self.remove_files(gone)?;
-        let failed: HashMap<&str, String> = left
-            .iter()
-            .map(|(one, why)| (one.sidecar.name.as_str(), format!("its sidecar has gone, but not all files: {why}")))
-            .chain(still.iter().map(|(name, why)| (name.as_str(), why.clone())))
-            .collect();
+        let (left, ended) = match sidecars.broken {
+            Some(error) => (gone.into_iter().map(|one| (one, String::new())).collect(), Some(error)),
+            None => {
+                let (left, ended) = self.remove_files(gone)?;
+                (left, ended.broken)
+            }
+        };
         noted.truncate(before);
         noted.extend(left.iter().map(|(one, _)| one.clone()));
         self.set_noted(&noted)?;
-        let outcome = |one: Option<Dropped>| match one {
-            None => Outcome::Removed,
-            Some(one) => match failed.get(one.sidecar.name.as_str()) {
-                Some(why) => Outcome::Failed(anyhow!("{why}")),
-                None => Outcome::Removed,
-            },
+        let still: HashSet<&str> = still.iter().map(|one| one.sidecar.name.as_str()).collect();
+        let left: HashMap<&str, &str> =
+            left.iter().map(|(one, why)| (one.sidecar.name.as_str(), why.as_str())).collect();
+        let outcome = |entry: &&Entry| {
+            let sidecar = below(&entry.place, &entry.dump.stem.sidecar());
+            match (&ended, still.contains(sidecar.as_str()), left.get(sidecar.as_str())) {
+                (Some(_), true, _) => Outcome::NotDone,
+                (None, true, _) => Outcome::Failed(anyhow!("{}", sidecars.why)),
+                (None, false, Some(why)) => Outcome::Failed(anyhow!("its sidecar has gone, but not all files: {why}")),
+                // Without its sidecar it is no dump any more, whatever is left of its files.
+                _ => Outcome::Removed,
+            }
         };
-        Ok(dropped.into_iter().map(outcome).collect())
+        done.outcomes.extend(entries.iter().map(outcome));
+        match ended {
+            Some(error) => {
+                done.littered = left.len();
+                Err(error)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Finishes what was decided: whatever has lost its sidecar loses its files.
@@ -112,7 +128,11 @@ impl Visit<'_> {
         }
         let mut left = Vec::new();
         for batch in going.chunks(BATCH) {
-            left.extend(self.remove_files(batch.to_vec())?);
+            let (unfinished, ended) = self.remove_files(batch.to_vec())?;
+            if let Some(error) = ended.broken {
+                return Err(error.context("cannot finish what was begun there"));
+            }
+            left.extend(unfinished);
         }
         for (one, why) in &left {
             let text = format!("cannot finish its removal: {why}");
@@ -123,20 +143,20 @@ impl Visit<'_> {
     }
 
     /// Removes the files of dumps that have no sidecar any more. Those of which some are left, with why.
-    fn remove_files(&mut self, dropped: Vec<Dropped>) -> Result<Vec<(Dropped, String)>> {
+    fn remove_files(&self, dropped: Vec<Dropped>) -> Result<(Vec<(Dropped, String)>, Ended)> {
         let files = || dropped.iter().flat_map(|one| &one.files);
         if files().next().is_none() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let ran = self.discard(files());
         let there = self.look_at(files())?;
-        let why = refused(ran);
+        let ended = Ended::of(ran);
         let left = |mut one: Dropped| {
             // What is not as it was is another's by now.
             one.files.retain(|file| file.is_in(&there));
-            (!one.files.is_empty()).then(|| (one, why.clone()))
+            (!one.files.is_empty()).then(|| (one, ended.why.clone()))
         };
-        Ok(dropped.into_iter().filter_map(left).collect())
+        Ok((dropped.into_iter().filter_map(left).collect(), ended))
     }
 
     fn discard<'k>(&self, files: impl Iterator<Item = &'k Known>) -> Result<Ran> {
@@ -181,10 +201,29 @@ impl Visit<'_> {
     }
 }
 
-/// Why something is still there, as far as the run that should have removed it says.
-fn refused(ran: Result<Ran>) -> String {
-    match ran.and_then(|ran| ran.check()) {
-        Ok(()) => "it has changed over there meanwhile".to_owned(),
-        Err(error) => format!("{error:#}"),
+/// What has been done so far.
+#[derive(Default)]
+struct Done {
+    outcomes: Vec<Outcome>,
+    /// Dumps of which files are left.
+    littered: usize,
+}
+
+/// How a run that removes files ended.
+#[derive(Default)]
+struct Ended {
+    /// Why what is still there is there.
+    why: String,
+    /// What ends all.
+    broken: Option<Error>,
+}
+
+impl Ended {
+    fn of(ran: Result<Ran>) -> Self {
+        let down = ran.as_ref().map_or(true, |ran| ran.line_down() || ran.cut);
+        match ran.and_then(|ran| ran.check()) {
+            Ok(()) => Self { why: "it has changed over there meanwhile".to_owned(), broken: None },
+            Err(error) => Self { why: format!("{error:#}"), broken: down.then_some(error) },
+        }
     }
 }
