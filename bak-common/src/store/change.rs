@@ -8,8 +8,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use super::going::{Beside, Going, drop_sidecar};
 use super::place::{Placing, put_in_place};
-use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, companions, complete, link};
+use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, complete, link};
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock, holder};
 use crate::name::{Stem, printable};
@@ -102,9 +103,9 @@ impl Locked<'_> {
 
     /// Removes dumps. One result each, in order; what is gone already is fine.
     pub fn remove(&self, entries: &[&Entry]) -> Vec<Result<()>> {
-        let mut places: BTreeMap<&str, Vec<(usize, &Stem)>> = BTreeMap::new();
+        let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, entry) in entries.iter().enumerate() {
-            places.entry(&entry.place).or_default().push((at, &entry.dump.stem));
+            places.entry(&entry.place).or_default().push(at);
         }
         let mut results: Vec<Result<()>> = entries.iter().map(|_| Ok(())).collect();
         for (place, dumps) in places {
@@ -114,18 +115,22 @@ impl Locked<'_> {
                 Ok(Some(both)) => both,
                 Ok(None) => continue,
                 Err(error) => {
-                    dumps.iter().for_each(|(at, _)| results[*at] = Err(anyhow!("{error:#}")));
+                    dumps.iter().for_each(|at| results[*at] = Err(anyhow!("{error:#}")));
                     continue;
                 }
             };
-            for (at, stem) in dumps {
-                match drop_sidecar(from.as_fd(), drop.as_fd(), stem) {
-                    Ok(()) => dropped.push((at, stem)),
+            for at in dumps {
+                match drop_sidecar(from.as_fd(), drop.as_fd(), &entries[at].dump.stem) {
+                    Ok(moved) => dropped.push((at, moved)),
                     Err(error) => results[at] = Err(error),
                 }
             }
-            let stems: Vec<&Stem> = dropped.iter().map(|(_, stem)| *stem).collect();
-            for ((at, _), result) in dropped.iter().zip(self.finish_remove(place, &stems)) {
+            let going = dropped.iter().map(|(at, moved)| match moved {
+                true => Going::Known(&entries[*at].dump),
+                false => Going::Stem(&entries[*at].dump.stem),
+            });
+            let going: Vec<Going> = going.collect();
+            for ((at, _), result) in dropped.iter().zip(self.finish_remove(place, &going)) {
                 results[*at] = result;
             }
         }
@@ -164,12 +169,12 @@ impl Locked<'_> {
 
     /// Flushes the decision to remove these dumps, all of one place; then removes their files, flushes that, and last
     /// removes the dropped sidecars. Few flushes for many dumps. What has no dropped sidecar is done.
-    fn finish_remove(&self, place: &str, stems: &[&Stem]) -> Vec<Result<()>> {
+    fn finish_remove(&self, place: &str, going: &[Going]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::new();
-        let all = |error: anyhow::Error| stems.iter().map(|_| Err(anyhow!("{error:#}"))).collect();
+        let all = |error: anyhow::Error| going.iter().map(|_| Err(anyhow!("{error:#}"))).collect();
         let (drop, dropped) = match self.dropped(place) {
             Ok(Some(both)) => both,
-            Ok(None) => return stems.iter().map(|_| Ok(())).collect(),
+            Ok(None) => return going.iter().map(|_| Ok(())).collect(),
             Err(error) => return all(error),
         };
         // The new place first: a power cut in between never leaves a sidecar in neither.
@@ -181,16 +186,19 @@ impl Locked<'_> {
             Ok(dir) => dir,
             Err(error) => return all(error),
         };
-        for stem in stems {
-            results.push(dir.as_ref().map_or(Ok(()), |dir| remove_files(dir.as_fd(), dropped.as_fd(), stem)));
+        if let Some(dir) = &dir {
+            let beside = Beside::of(dir.as_fd(), going.len());
+            results.extend(going.iter().map(|one| one.remove_files(dir.as_fd(), dropped.as_fd(), &beside)));
+        } else {
+            results.extend(going.iter().map(|_| Ok(())));
         }
         // Else a power cut could bring files back that no sidecar names any more.
         if let Some(Err(error)) = dir.as_ref().map(|dir| fsio::sync(dir.as_fd())) {
             return all(error);
         }
-        for (stem, result) in stems.iter().zip(&mut results) {
+        for (one, result) in going.iter().zip(&mut results) {
             if result.is_ok() {
-                *result = fsio::unlink(dropped.as_fd(), &stem.sidecar());
+                *result = fsio::unlink(dropped.as_fd(), &one.stem().sidecar());
             }
         }
         if !place.is_empty() && !place.contains('/') {
@@ -253,8 +261,8 @@ impl Locked<'_> {
                 self.recover_drops(sub.as_fd(), &below, report)?;
             }
         }
-        let refs: Vec<&Stem> = stems.iter().collect();
-        for (stem, result) in stems.iter().zip(self.finish_remove(place, &refs)) {
+        let going: Vec<Going> = stems.iter().map(Going::Stem).collect();
+        for (stem, result) in stems.iter().zip(self.finish_remove(place, &going)) {
             if let Err(error) = result {
                 report.fail(
                     &self.store.path.join(BAK).join(DROP).join(place).join(stem.sidecar()).display().to_string(),
@@ -289,36 +297,6 @@ impl Locked<'_> {
             place.context("a finished dump does not say where it goes; move its files to their place by hand")?;
         finish_add(self.store.top(), base, dir.as_fd(), &stem, &place)
     }
-}
-
-/// The decision to remove a dump; not flushed yet.
-fn drop_sidecar(from: BorrowedFd, drop: BorrowedFd, stem: &Stem) -> Result<()> {
-    let name = stem.sidecar();
-    if fsio::stat(from, &name)?.is_none() {
-        return Ok(());
-    }
-    fsio::move_file(from, drop, &name)?;
-    fsio::unlink(from, &name)
-}
-
-/// Removes the files of a dropped sidecar's dump.
-fn remove_files(dir: BorrowedFd, dropped: BorrowedFd, stem: &Stem) -> Result<()> {
-    let name = stem.sidecar();
-    let Some(text) = fsio::read_file(dropped, &name, SIDECAR_MAX)? else { return Ok(()) };
-    let dump = Dump::from_sidecar(stem, &text).context("cannot read the dropped sidecar")?;
-    match (fsio::stat(dir, &name)?, fsio::stat(dropped, &name)?) {
-        // Where moving means linking and unlinking, a crash in between leaves both.
-        (Some(here), Some(gone)) if (here.st_dev, here.st_ino) == (gone.st_dev, gone.st_ino) => {
-            fsio::unlink(dir, &name)?;
-            fsio::sync(dir)?;
-        }
-        (Some(_), _) => bail!("{stem} was dropped and is there again; remove one of its two sidecars"),
-        (None, _) => {}
-    }
-    for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(dir, &dump)?) {
-        fsio::unlink(dir, &name)?;
-    }
-    Ok(())
 }
 
 /// Moves a decided dump to its place: files, flush, sidecar, flush; then the work directory goes. Idempotent.

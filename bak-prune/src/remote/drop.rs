@@ -8,7 +8,7 @@ use bak_common::calendar::Time;
 use bak_common::far::{FarFile, FarKind};
 use bak_common::name::Stem;
 use bak_common::record::Dump;
-use bak_common::store::Entry;
+use bak_common::store::{Entry, companion_names};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
@@ -75,7 +75,7 @@ impl Dropped {
         let at = |name: &str| below(&entry.place, name);
         let dump = entry.dump.bare();
         let sidecar = Known::of(files.get(&at(&dump.stem.sidecar()))?);
-        let names = dump.files.iter().map(|file| file.name.clone()).chain(companions(&dump));
+        let names = dump.files.iter().map(|file| file.name.clone()).chain(companion_names(&dump));
         let files = names.filter_map(|name| files.get(&at(&name)));
         let files = files.filter(|file| file.kind == FarKind::File).map(Known::of).collect();
         Some(Self { dump, sidecar, files })
@@ -89,14 +89,6 @@ impl Dropped {
         let left: Vec<Known> = self.files.iter().filter(|file| file.is_in(files)).cloned().collect();
         if left.is_empty() { Fate::Done } else { Fate::Left(left) }
     }
-}
-
-/// What may lie beside a dump and belong to it.
-pub fn companions(dump: &Dump) -> Vec<String> {
-    let of_files =
-        dump.files.iter().flat_map(|file| [".notes", ".protected"].map(|ending| format!("{}{ending}", file.name)));
-    let all = of_files.chain([format!("{}.log", dump.stem)]);
-    all.filter(|name| dump.files.iter().all(|file| file.name != *name)).collect()
 }
 
 /// `name` in the directory `place`, which is empty for the top.
