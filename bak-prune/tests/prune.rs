@@ -576,3 +576,22 @@ fn a_full_disk_can_be_pruned() {
     ran.clean();
     assert_eq!((left.whole.len(), left.broken.len(), left.strange.len()), (1, 0, 0), "{left:?}");
 }
+
+/// From some number on their directory is listed once, instead of asked for each name.
+#[test]
+fn many_dumps_go_with_all_that_belongs_to_them_and_nothing_else() {
+    let kit = Kit::new();
+    for hour in 0..48 {
+        let start = format!("2026-11-{:02}T{:02}:00:00Z", 10 + hour / 24, hour % 24);
+        kit.dump("web", &start, 10);
+        let stem = format!("store/web/web-{}", bak_tests::compact(&start));
+        for (ending, text) in [("log", "said"), ("raw.notes", "note"), ("raw.txt", "mine"), ("raw.log", "mine")] {
+            kit.write(&format!("{stem}.{ending}"), text);
+        }
+    }
+    assert_eq!(prune(&kit, ["store", "--keep-last", "1"]).clean().out.lines().count(), 47);
+    let left = snapshot(&kit.store());
+    let ending = |ending: &str| left.keys().filter(|name| name.ends_with(ending)).count();
+    assert_eq!([".raw", ".dump.json", "00Z.log", ".notes"].map(ending), [1; 4]);
+    assert_eq!([".raw.txt", ".raw.log"].map(ending), [48; 2]);
+}
