@@ -23,12 +23,16 @@ const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
 
 /// What bak runs, and the Debian package that has it.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 9] = [
+    ("bzip2", "bzip2"),
+    ("gzip", "gzip"),
+    ("lzop", "lzop"),
     ("qemu-img", "qemu-utils"),
     ("rsync", "rsync"),
-    ("ssh", "openssh-client"),
-    ("zstd", "zstd"),
     ("sha256sum", "coreutils"),
+    ("ssh", "openssh-client"),
+    ("tar", "tar"),
+    ("zstd", "zstd"),
 ];
 
 /// An outside program to be run.

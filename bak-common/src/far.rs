@@ -154,8 +154,8 @@ impl Far {
     }
 
     /// Has every run, those to a mounted path, too, keep to the speed that `pace` says, which is asked again all the time.
-    /// If it may be [`Speed::Wait`], rsync's own limit of time without traffic is off, and only ssh notices that a line is
-    /// dead.
+    /// If it may be [`Speed::Wait`], rsync's own limit of time without traffic is off, and only ssh, or the meter
+    /// before a daemon, notices that a line is dead.
     pub fn keep_pace(&mut self, pace: impl Fn() -> Speed + Send + Sync + 'static, may_wait: bool) {
         self.pace = Some(Pace(Box::new(pace)));
         self.may_wait = may_wait;
@@ -225,13 +225,17 @@ impl Far {
                 let slash = if below.is_empty() || below.ends_with('/') { "" } else { "/" };
                 format!("{host}:{path}{below}{slash}").into()
             }
-            // The meter knows the host.
-            Url::Daemon(Daemon { user, module, path, .. }) => {
-                let user = user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+            Url::Daemon(daemon) => {
                 let slash = if below.is_empty() || below.ends_with('/') { "" } else { "/" };
-                format!("{user}daemon::{module}/{path}{below}{slash}").into()
+                daemon.place(&format!("{}{below}{slash}", daemon.path))
             }
         }
+    }
+
+    /// The highest place over there that rsync may be asked for, and the way from it to ours.
+    fn top(&self) -> (OsString, String) {
+        let Url::Daemon(daemon) = &self.url else { return (self.place(""), String::new()) };
+        (daemon.place(""), daemon.path.clone())
     }
 
     /// The directory `below` over there, as an option of rsync wants it that is run for a place from where it is

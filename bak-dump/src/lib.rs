@@ -1,11 +1,15 @@
-//! bak-guests, bak-list, bak-dump, bak-restore: a module each; `driver` is what they share.
+//! bak-guests, bak-list, bak-dump, bak-verify, bak-restore: a module each; `driver` is what they share.
 
+mod bar;
+mod check;
 mod claim;
 pub mod driver;
 pub mod dump;
+mod frames;
 pub mod guests;
 pub mod list;
 pub mod origin;
 pub mod pick;
 pub mod queue;
 pub mod restore;
+pub mod verify;

@@ -21,13 +21,13 @@ use crate::origin::{self, Origin};
 
 /// Print the dumps of stores
 ///
-/// A store is a dump directory, an outbox, or an off-site copy, mounted or over ssh. Every dump is printed by guest and
+/// A store is a dump directory, an outbox, or an off-site copy: mounted, over ssh, or of a daemon. Every dump is printed by guest and
 /// start, with `.link` where it waits in a destination's outbox, `.sent` where it has arrived, and `.fault` if it is not
 /// good. On a terminal a table is printed instead.
 #[derive(Parser, Debug)]
 #[command(name = "bak-list", version, after_help = HELP)]
 struct Cli {
-    /// Directories, destinations by name, or [user@]host:path [default: --store, or the configuration's]
+    /// Directories, destinations by name, [user@]host:path, or rsync://[user@]host/module [default: --store, or the configuration's]
     #[arg(value_name = "STORE")]
     stores: Vec<PathBuf>,
     /// Only dumps of guests with this vm or name (name or pattern); may be repeated

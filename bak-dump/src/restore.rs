@@ -4,23 +4,22 @@
 //! SHA-256, and only then let the driver write. No lock is taken: dumps are immutable, and one that is removed meanwhile
 //! fails its check.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail};
 use bak_common::args::{Common, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{GuestName, printable};
-use bak_common::record::{Dump, Record, to_line};
+use bak_common::record::{Record, to_line};
 use bak_common::report::{Kind, status};
 use bak_common::store::{Entry, Listing, Store};
 use bak_common::table::table;
 use bak_common::units::show_size;
 use clap::{Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
+use crate::bar::{bar, step};
+use crate::check::{Compared, compare};
 use crate::driver::{self, Order, Progress};
 use crate::{origin, pick};
 
@@ -215,18 +214,10 @@ fn restore(
     written: &mut HashSet<String>,
 ) -> Result<Vec<String>> {
     let bar = bar(session, &entry.dump);
-    let show = |what: &'static str| {
-        let bar = &bar;
-        move |progress: Progress| {
-            bar.set_message(what);
-            bar.set_position((progress.done * 1000.0) as u64);
-            Ok(())
-        }
-    };
     let dir = store.path().join(&entry.place);
     let files: Vec<PathBuf> = entry.dump.files.iter().map(|file| dir.join(&file.name)).collect();
     let format = cli.format.and_then(|format| format.to_possible_value());
-    let (planning, checking, writing) = (show("planning"), show("checking"), show("writing"));
+    let (planning, checking, writing) = (step(&bar, "planning"), step(&bar, "checking"), step(&bar, "writing"));
     let order = |dry_run, tick| Order {
         dump: &entry.dump,
         files: &files,
@@ -263,42 +254,16 @@ fn by_driver(session: &Session, order: &Order) -> Result<Vec<String>> {
 
 /// Compares every file with the dump's record, whole.
 fn check_files(session: &Session, store: &Store, entry: &Entry, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
-    let mut done = 0;
-    let mut buffer = vec![0; 1 << 20];
-    for file in &entry.dump.files {
-        let mut input = store.open_file(entry, &file.name)?;
-        let size = input.metadata().with_context(|| format!("cannot look at {}", file.name))?.len();
-        ensure!(size == file.bytes, "{} has {size} bytes instead of {}", file.name, file.bytes);
-        let Some(expected) = &file.sha256 else {
-            let text = format!("{} has no SHA-256 in its record: only its size was checked", file.name);
-            session.report.warn(entry.dump.id.as_str(), &text);
-            continue;
-        };
-        let mut hasher = Sha256::new();
-        loop {
-            let count = input.read(&mut buffer).with_context(|| format!("cannot read {}", file.name))?;
-            if count == 0 {
-                break;
+    match compare(store, entry, true, tick)? {
+        Compared::Differs(why) => bail!("{why}"),
+        Compared::Same { unhashed } => {
+            for name in unhashed {
+                let text = format!("{name} has no SHA-256 in its record: only its size was checked");
+                session.report.warn(entry.dump.id.as_str(), &text);
             }
-            hasher.update(&buffer[..count]);
-            done += count as u64;
-            tick(Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 })?;
+            Ok(())
         }
-        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(found == *expected, "{} is damaged: its SHA-256 is {found} instead of {expected}", file.name);
     }
-    Ok(())
-}
-
-/// A progress bar, on a terminal only.
-fn bar(session: &Session, dump: &Dump) -> ProgressBar {
-    if session.quiet || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{prefix} {msg:8} [{wide_bar}] {percent:>3}% {eta}");
-    let bar = ProgressBar::new(1000).with_prefix(printable(dump.id.as_str()));
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }
 
 #[cfg(test)]

@@ -6,17 +6,17 @@
 //!
 //! What can go wrong is starvation. What is promised, where each pass carries what it was given, at the cost expected:
 //! with N guests of equal priority known when one of them begins to wait,
-//! - a guest whose dumps are no larger than a pass has one tried within 2 N passes whatever arrives meanwhile, not counting
-//!   those in which an oversized dump of another guest is on its way and has its half of the pass. As these are every
-//!   second one of those in which it is on its way, that makes 3 N passes at worst, and one more for each such dump;
+//! - a guest whose dumps are no larger than a pass has one tried within 2 N passes, whatever arrives meanwhile and whatever
+//!   is on its way;
 //! - an oversized dump is tried within 2 N passes in which no other oversized one is on its way: they go one after the
-//!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes;
+//!   other, and each is on its way for at most 2·⌈size / half a pass⌉ passes and one for each guest known when it was
+//!   linked;
 //! - the head of the queue goes under a larger limit wherever it goes under a smaller one, unless something pending is
 //!   larger than a pass under the smaller one: under the larger it may be none, and so give way in no pass.
 //!
-//! Four rules see to it: who has waited longest overtakes ([`queue::age`]); the head goes even if it is larger than a
-//! pass; an oversized dump on its way leaves half of each pass to others, and in every second one all of it, if they need
-//! it ([`spend`]); and what fails to be sent doesn't use up the budget of the others. A higher priority comes first always:
+//! Four rules see to it: who has waited longest overtakes, at once where an oversized dump is on its way ([`queue::age`]);
+//! the head goes even if it is larger than a pass; an oversized dump on its way leaves half of each pass to others, and all
+//! of it, if they need it, in every second one and to those that waited before it came ([`spend`]); and what fails to be sent doesn't use up the budget of the others. A higher priority comes first always:
 //! guests of a lower one get what it leaves, if it leaves anything.
 
 use bak_common::calendar::Time;
@@ -255,7 +255,7 @@ pub fn plan(facts: &Facts, options: &Options) -> Plan {
         facts.guests.iter().filter_map(|guest| consider::consider(guest, options, &mut items)).collect();
     let mut passes = facts.passes.clone();
     passes.sort_unstable();
-    queue::sort(&mut queue, &passes);
+    queue::sort(&mut queue, &passes, spend::is_crowded(facts, options));
     let (spent, left) = spend::spend(&queue, facts, &passes, options);
     let replaced: HashMap<&DumpId, &DumpId> = queue
         .iter()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-const WAYS: [Way; 3] = [Way::Ssh, Way::Rrsync(""), Way::Daemon("")];
+const WAYS: [Way; 4] = [Way::Ssh, Way::Rrsync(""), Way::Daemon(""), Way::Below];
 
 #[test]
 fn a_copy_is_pruned_as_the_same_store_here_would_be() {
@@ -16,6 +16,9 @@ fn a_copy_is_pruned_as_the_same_store_here_would_be() {
         let there = Box::new(way);
         fill(&there.kit.store());
         copy(&there.kit.store(), &there.far());
+        // Where a daemon could mistake them for what is meant: the same names above.
+        copy(&there.kit.store().join("web"), &there.kit.path("web"));
+        let above = files(&there.kit.path("web"));
         let all = [&RULES[..], &["--explain"]].concat();
         let here = there.prune(&[&["store"][..], &all, &["-n"]].concat());
         let before = files(&there.far());
@@ -29,6 +32,7 @@ fn a_copy_is_pruned_as_the_same_store_here_would_be() {
         assert_eq!(records(&ran), records(&here), "{way:?}");
         assert_eq!(files(&there.far()), files(&there.kit.store()), "{way:?}");
         assert!(files(&there.far()).len() < before.len() - 30);
+        assert_eq!(files(&there.kit.path("web")), above);
         // Once more: nothing is left to do, and nothing is fetched that was fetched before.
         assert_eq!(there.there(&RULES).out, "");
         let empty = fs::read_dir(there.kit.path("cache/bak/the-box")).unwrap();

@@ -221,6 +221,7 @@ fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
     let text = format!("{error:#} ({waiting} {plural} pending)");
     match status(&error) {
+        2 => Kind::Usage.says(text),
         4 => Kind::Refused.says(text),
         _ => anyhow!(text),
     }

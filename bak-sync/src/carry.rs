@@ -30,6 +30,9 @@ const NOTED_AFTER: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// A dump this large goes so that what has arrived is kept, also where that takes something, in bytes.
+const WORTH_KEEPING: u64 = 16 << 20;
+
 /// Why a dump was not sent, and whether the line is to blame.
 pub struct Trouble {
     pub error: anyhow::Error,
@@ -94,7 +97,10 @@ impl Pass<'_> {
             }
             There::Begun | There::Nothing => {
                 let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
-                way(dump.bytes, largest, self.bases(dump, &place), room, resumed)
+                let way = way(dump.bytes, largest, self.bases(dump, &place), room, resumed);
+                // If the line drops what has arrived should be there.
+                let sliced = |way: Way| way.sliced || self.far.loses_partials() && dump.bytes >= WORTH_KEEPING;
+                way.map(|way| Way { sliced: sliced(way), ..way })
             }
         };
         Some(Journey { way: way?, share, room, resumed })

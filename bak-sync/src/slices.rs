@@ -54,32 +54,40 @@ impl Pass<'_> {
     /// Lays the bases of a dump's files. Returns the hard links to take up again.
     pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey) -> Vec<(FarFile, String)> {
         let mut links = Vec::new();
-        let basis = |file| Some((file, plan::basis(dump, file, place, &self.history, &self.listing)?));
-        let bases: Vec<(&FileEntry, Basis)> = dump.files.iter().filter_map(basis).collect();
-        if bases.is_empty() {
-            return links;
-        }
-        match self.far.may_discard() {
-            Ok(true) => {}
+        let basis = |file| plan::basis(dump, file, place, &self.history, &self.listing);
+        let mut bases: Vec<Option<Basis>> = dump.files.iter().map(basis).collect();
+        if bases.iter().any(Option::is_some) {
+            let may = self.far.may_discard();
             // What could never be taken up again is not laid.
-            Ok(false) => return links,
-            Err(error) => {
-                self.warn(dump, "goes without a basis", Err(error));
-                return links;
+            if !may.as_ref().is_ok_and(|may| *may) {
+                bases.fill(None);
             }
+            self.warn(dump, "goes without a basis", may.map(|_| ()));
         }
-        for (file, basis) in bases {
-            let laid = if journey.way.sliced {
-                self.lay_partial(dump, place, file, &basis)
-            } else {
-                let new = format!("{place}/{}", file.name);
-                self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
-                    links.push((basis.there.clone(), new));
-                })
+        for (file, basis) in dump.files.iter().zip(bases) {
+            let laid = match basis {
+                Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
+                Some(basis) => {
+                    let new = format!("{place}/{}", file.name);
+                    self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
+                        links.push((basis.there.clone(), new));
+                    })
+                }
+                None if journey.way.sliced && self.far.loses_partials() => self.lay_empty(place, file),
+                None => Ok(()),
             };
             self.warn(dump, "goes without a basis", laid);
         }
         links
+    }
+
+    /// Makes an empty partial file of `file`, unless something of it is there.
+    fn lay_empty(&self, place: &str, file: &FileEntry) -> Result<()> {
+        let names = [format!("{place}/{}", file.name), format!("{place}/{PARTIAL}/{}", file.name)];
+        if names.iter().any(|name| plan::find(&self.listing, name).is_some()) {
+            return Ok(());
+        }
+        self.far.seed_empty(place, PARTIAL, &file.name)
     }
 
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub struct Rsyncd {
@@ -64,6 +64,14 @@ impl Rsyncd {
         fs::set_permissions(dir.join("secrets"), fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// Changes its configuration, which it reads anew for each connection.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let path = self.dir.join("conf");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        fs::write(path, text.replacen(from, to, 1)).unwrap();
+    }
+
     pub fn url(&self) -> String {
         format!("rsync://127.0.0.1:{}/bak", self.port)
     }
@@ -99,6 +107,7 @@ struct Counts {
     out: AtomicU64,
     into: AtomicU64,
     connections: AtomicU64,
+    open: Mutex<Vec<TcpStream>>,
 }
 
 impl Relay {
@@ -115,6 +124,7 @@ impl Relay {
                 }
                 let Ok(far) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) else { continue };
                 shared.connections.fetch_add(1, SeqCst);
+                shared.open.lock().unwrap().push(near.try_clone().unwrap());
                 let ends = (near.try_clone().unwrap(), far.try_clone().unwrap());
                 let (one, other) = (Arc::clone(&shared), Arc::clone(&shared));
                 std::thread::spawn(move || pass(near, far, &one.out));
@@ -127,6 +137,13 @@ impl Relay {
     /// Bytes so far, in both directions.
     pub fn seen(&self) -> u64 {
         self.counts.out.load(SeqCst) + self.counts.into.load(SeqCst)
+    }
+
+    /// Breaks all connections that there are now.
+    pub fn cut(&self) {
+        for near in self.counts.open.lock().unwrap().drain(..) {
+            let _ = near.shutdown(Shutdown::Both);
+        }
     }
 
     pub fn connections(&self) -> u64 {

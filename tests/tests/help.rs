@@ -5,8 +5,17 @@ use bak_tests::{Kit, noise, put_dump};
 use serde_json::json;
 use std::fs;
 
-const TOOLS: [&str; 8] =
-    ["bak-guests", "bak-state", "bak-dump", "bak-link", "bak-sync", "bak-list", "bak-restore", "bak-prune"];
+const TOOLS: [&str; 9] = [
+    "bak-guests",
+    "bak-state",
+    "bak-dump",
+    "bak-link",
+    "bak-sync",
+    "bak-list",
+    "bak-verify",
+    "bak-restore",
+    "bak-prune",
+];
 
 /// What stands in the examples, and what it is here.
 fn here(kit: &Kit, sshd: &Sshd, example: &str) -> String {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::listing::{self, sidecars};
-use super::{Bounds, Far, FarFile};
+use super::{Far, FarFile};
 use crate::name::{Stem, is_component};
 use crate::record::Dump;
 use crate::store::Listing;
@@ -111,10 +111,8 @@ impl Far {
         }
         let to = self.scratch_file("sidecars");
         fs::create_dir(&to).context("cannot make a temporary directory")?;
-        let options = ["-t", "--max-size=16M", "--ignore-missing-args"];
-        let places = [self.place(""), to.clone().into_os_string()];
-        let ran = self.rsync(&options, names, places, Bounds::default(), &mut |_| Ok(()))?;
-        let fetched = read(&to, names);
+        let (ran, got) = self.pull(&["-t", "--max-size=16M", "--ignore-missing-args"], names, &to)?;
+        let fetched = read(&got, names);
         let _ = fs::remove_dir_all(&to);
         ran.in_limit()?;
         if ran.line_down() {

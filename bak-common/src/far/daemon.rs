@@ -1,11 +1,20 @@
 //! What is particular to a far side that an rsync daemon serves: its password, and what it says when it refuses.
 
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::{Access, Daemon, Url};
 use crate::report::Kind;
+
+impl Daemon {
+    /// A directory of the module, as rsync wants it. The host is for the meter alone.
+    pub(super) fn place(&self, below: &str) -> OsString {
+        let user = self.user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+        format!("{user}daemon::{}/{below}", self.module).into()
+    }
+}
 
 /// Refuses a password file that rsync would not take, or that stands where there is nobody to give it to.
 pub fn check(url: &Url, access: &Access) -> Result<()> {
@@ -36,7 +45,7 @@ pub fn check(url: &Url, access: &Access) -> Result<()> {
 
 /// What a daemon means by a line of what rsync has said, and the line, if it is one that the next try would meet, too.
 pub fn words(said: &str) -> Option<(&'static str, &str)> {
-    const TABLE: [(&str, &str); 13] = [
+    const TABLE: [(&str, &str); 12] = [
         ("@ERROR: auth failed", "the daemon does not let us in: are the user and the password_file right?"),
         ("@ERROR: Unknown module", "the daemon has no such module"),
         ("@ERROR: access denied", "the daemon takes no connections from here"),
@@ -49,7 +58,6 @@ pub fn words(said: &str) -> Option<(&'static str, &str)> {
         ("Your options have been rejected by the server", "the module's filters exclude a hidden name that is needed"),
         ("ERROR: daemon refused to receive", "the module's filters exclude a file"),
         ("ERROR: daemon has excluded", "the module's filters exclude a directory"),
-        ("cannot connect to ", "the daemon could not be reached"),
     ];
     TABLE.iter().find_map(|(text, meaning)| {
         let line = said.lines().find(|line| line.contains(text) && !busy(line))?;
@@ -65,6 +73,13 @@ const REFUSES: &str = "The server is configured to refuse ";
 pub fn refuses(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once(REFUSES)?;
     rest.split_whitespace().next()
+}
+
+/// What the meter says if it could not reach the daemon.
+pub fn unreachable(said: &str) -> Option<&str> {
+    let line =
+        said.lines().find(|line| line.contains("cannot connect to ") || line.contains("cannot find the host "))?;
+    line.find("cannot ").map(|at| &line[at..])
 }
 
 /// Whether as many are served as may be, just now.

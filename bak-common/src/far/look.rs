@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::listing::{self, listed};
-use super::{Bounds, Far, FarFile, Url, mounted, with_slash};
+use super::{Bounds, Far, FarFile, Ran, Url, mounted, with_slash};
 use crate::lock::Lock;
 use crate::name::printable;
 use crate::store::Listing;
@@ -39,16 +39,9 @@ impl Far {
         }
         let to = self.scratch_file("fetched");
         fs::create_dir(&to).context("cannot make a temporary directory")?;
-        let options = ["--max-size=16M"];
-        let ran = self.rsync(
-            &options,
-            &[name.to_owned()],
-            [self.place(""), to.clone().into_os_string()],
-            Bounds::default(),
-            &mut |_| Ok(()),
-        )?;
+        let (ran, got) = self.pull(&["--max-size=16M"], &[name.to_owned()], &to)?;
         ran.in_limit()?;
-        let result = match fs::read(to.join(name)) {
+        let result = match fs::read(got.join(name)) {
             Ok(bytes) if ran.finished.status.success() => Ok(Fetched::Here(bytes)),
             // Only a clear "no such file" is an absence; any other trouble is trouble.
             // (Where the directory itself is missing, rsync may end with 23, or break off with 12, or 3 locally.)
@@ -73,15 +66,37 @@ impl Far {
         if let Url::Path(top) = &self.url {
             return mounted::list(top, names).context("cannot list the far side");
         }
-        let options = ["--list-only", "-r", "--ignore-missing-args"];
-        let places = [self.place(""), self.scratch.join("empty").into_os_string()];
-        let ran = self.rsync(&options, names, places, Bounds::default(), &mut |_| Ok(()))?;
+        let (ran, _) =
+            self.pull(&["--list-only", "-r", "--ignore-missing-args"], names, &self.scratch.join("empty"))?;
         ran.check().context("cannot list the far side")?;
         let text = String::from_utf8_lossy(&ran.finished.stdout);
-        text.lines()
+        let files: Vec<FarFile> = text
+            .lines()
             .filter(|line| !line.ends_with(" ."))
             .map(|line| listed(line).with_context(|| format!("cannot read rsync's listing: `{}`", printable(line))))
-            .collect()
+            .collect::<Result<_>>()?;
+        let (_, prefix) = self.top();
+        if prefix.is_empty() {
+            return Ok(files);
+        }
+        if files.is_empty() {
+            // Nothing of it is there, or not even our directory.
+            let (ran, _) = self.pull(&["--list-only", "-d"], &[String::new()], &self.scratch.join("empty"))?;
+            ran.check().context("cannot list the far side")?;
+        }
+        let below = |file: FarFile| Some(FarFile { name: file.name.strip_prefix(&prefix)?.to_owned(), ..file });
+        Ok(files.into_iter().filter_map(below).collect())
+    }
+
+    /// Has rsync fetch, or list, these names: what it fetches comes to lie in the directory that is returned, in `to`.
+    ///
+    /// They are named from the top: a daemon of rsync 3.5.0 without chroot that is asked for names in a directory below its
+    /// module sends the content of those of the same names in the module itself.
+    pub(super) fn pull(&self, options: &[&str], names: &[String], to: &Path) -> Result<(Ran, PathBuf)> {
+        let (top, prefix) = self.top();
+        let names: Vec<String> = names.iter().map(|name| format!("{prefix}{name}")).collect();
+        let places = [top, to.to_owned().into_os_string()];
+        Ok((self.rsync(options, &names, places, Bounds::default(), &mut |_| Ok(()))?, to.join(prefix)))
     }
 
     /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.

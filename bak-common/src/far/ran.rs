@@ -57,13 +57,16 @@ fn full(said: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether ssh's words say that it will not be let in next time either.
+/// Whether these words of ssh's or a daemon's say that we will not be let in next time either.
 pub fn refused(said: &str) -> bool {
     [
         "Permission denied",
         "Host key verification failed",
         "IDENTIFICATION HAS CHANGED",
         "Too many authentication failures",
+        "@ERROR: auth failed",
+        "@ERROR: Unknown module",
+        "@ERROR: access denied",
     ]
     .iter()
     .any(|words| said.contains(words))
@@ -106,7 +109,8 @@ impl Ran {
     /// Whether the directory that a daemon or rrsync serves is not there.
     pub(super) fn no_directory(&self) -> bool {
         let said = &self.finished.stderr;
-        !self.finished.status.success() && (said.contains(daemon::NO_DIRECTORY) || said.contains(rrsync::NO_DIRECTORY))
+        !self.finished.status.success()
+            && (said.contains(daemon::NO_DIRECTORY) || rrsync::NO_DIRECTORY.iter().any(|text| said.contains(text)))
     }
 
     /// An error if the limit ended it, which is a [`LimitReached`].
@@ -128,6 +132,9 @@ impl Ran {
         {
             let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
             return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if let Some(line) = daemon::unreachable(stderr) {
+            return anyhow!("{line} (rsync {status})");
         }
         if self.busy() {
             return anyhow!("others are served over there, and only so many at a time (rsync {status})");

@@ -18,14 +18,23 @@ const EACH: u64 = 100;
 impl Far {
     /// Removes these files below the directory `below` over there, as far as they are still just as said: only these very
     /// names, and no directory is ever swept. That a file has gone, only a listing shows.
+    ///
+    /// The names are given from the top: a daemon of rsync 3.5.0 that is asked for names in a directory below its module
+    /// looks at the right files, but removes those of the same names in the module itself.
     pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
-        let stub = self.stub(files, None)?;
+        let (top, mut prefix) = self.top();
+        if !below.is_empty() {
+            prefix = format!("{prefix}{}/", below.trim_end_matches('/'));
+        }
+        let from_top = |file: &FarFile| FarFile { name: format!("{prefix}{}", file.name), ..file.clone() };
+        let files: Vec<FarFile> = files.iter().map(from_top).collect();
+        let stub = self.stub(&files, None)?;
         let options = ["-t", "--remove-source-files", "--ignore-missing-args", NOWHERE];
         let wire = |file: &FarFile| EACH + 2 * file.name.len() as u64;
         // What does not match any more must not be fetched.
         let at_most = STUB_MAX + files.iter().map(wire).sum::<u64>();
         let bounds = Bounds { at_most: Some(at_most), ..Bounds::default() };
-        let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
-        self.rsync(&options, &names, [self.place(below), stub.into_os_string()], bounds, &mut |_| Ok(()))
+        let names: Vec<String> = files.into_iter().map(|file| file.name).collect();
+        self.rsync(&options, &names, [top, stub.into_os_string()], bounds, &mut |_| Ok(()))
     }
 }

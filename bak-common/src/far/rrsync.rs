@@ -4,6 +4,7 @@
 //! told to remove nothing.
 
 use anyhow::Result;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::{Far, Url};
@@ -25,7 +26,9 @@ impl Far {
         let out = QUESTION.iter().map(|word| word.len() + 1).sum::<usize>() as u64;
         self.spent(Wire { out, into: (answer.stdout.len() + answer.stderr.len()) as u64 });
         let said = &answer.stderr;
-        self.restricted = Some(!answer.status.success() && (said.contains("--server option is not") || busy(said)));
+        let restricted = !answer.status.success() && (said.contains("--server option is not") || busy(said));
+        self.restricted = Some(restricted);
+        self.alone.store(restricted, Relaxed);
         Ok(())
     }
 }
@@ -37,10 +40,11 @@ pub fn busy(said: &str) -> bool {
 
 /// What rrsync means by a line of what was said, and the line, if it is one that the next try would meet, too.
 pub fn words(said: &str) -> Option<(&'static str, &str)> {
-    const TABLE: [(&str, &str); 8] = [
+    const TABLE: [(&str, &str); 9] = [
         ("sending to read-only server", "rrsync over there only lets us read (-ro)"),
         ("reading from write-only server", "what has arrived could not be looked at: rrsync only lets us write (-wo)"),
-        (NO_DIRECTORY, "rrsync's directory is not there"),
+        (NO_DIRECTORY[0], "rrsync's directory is not there"),
+        (NO_DIRECTORY[1], "rrsync's directory is not there"),
         ("has been disabled on this server", "rrsync over there does not allow an option that is needed"),
         (UNKNOWN, "rrsync over there does not know an option"),
         ("do not use .. in", "rrsync over there does not take this path"),
@@ -50,7 +54,7 @@ pub fn words(said: &str) -> Option<(&'static str, &str)> {
     TABLE.iter().find_map(|(text, meaning)| Some((*meaning, said.lines().find(|line| line.contains(text))?.trim())))
 }
 
-/// What it says where its directory is missing.
-pub const NO_DIRECTORY: &str = "Restricted directory does not exist";
+/// What it says where its directory is missing: by itself, and by the way of its lock.
+pub const NO_DIRECTORY: [&str; 2] = ["Restricted directory does not exist", "FileNotFoundError: [Errno 2]"];
 /// What it says of an option that is newer than it.
 pub const UNKNOWN: &str = "invalid rsync-command syntax or options";

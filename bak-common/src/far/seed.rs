@@ -10,7 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Bounds, Far, FarFile, Ran, Url, with_slash};
+use super::{Bounds, Far, FarFile, FarKind, Ran, Url, with_slash};
+use crate::calendar::Time;
 
 /// What a run that sends no content may cost at most, in bytes.
 pub(super) const STUB_MAX: u64 = 64 << 10;
@@ -49,6 +50,26 @@ impl Far {
         let dropped = self.discard(&below, std::slice::from_ref(&old));
         seeded.check()?;
         dropped?.check()
+    }
+
+    /// Whether what has arrived of a file is lost when a transfer is cut, unless its partial file is there before. So it is
+    /// with the rrsync of rsync 3.5.0.
+    pub fn loses_partials(&self) -> bool {
+        self.restricted == Some(true)
+    }
+
+    /// Makes an empty partial file of `name` over there. Sends about 150 bytes.
+    pub fn seed_empty(&self, place: &str, partial: &str, name: &str) -> Result<()> {
+        let empty = FarFile {
+            name: format!("{place}/{partial}/{name}"),
+            bytes: 0,
+            modified: Time::from_unix(0).context("no time")?,
+            kind: FarKind::File,
+        };
+        let stub = self.stub(std::slice::from_ref(&empty), None)?;
+        let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
+        let places = [with_slash(stub), self.place("")];
+        self.rsync(&["--chmod=Dgo=,Fgo="], &[empty.name], places, bounds, &mut |_| Ok(()))?.check()
     }
 
     /// Makes a partial file over there from `dir/name` here, of which [`Far::seed_basis`] has laid a basis in `basis`: as

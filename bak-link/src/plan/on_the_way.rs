@@ -103,6 +103,33 @@ fn every_second_pass_belongs_to_those_that_need_more_than_an_oversized_dump_leav
     }
 }
 
+/// The oversized one was linked on day 7; `old` has waited since the day before. Three guests were there by then.
+#[test]
+fn who_waited_before_an_oversized_dump_came_has_all_passes_until_it_is_gone() {
+    let goes = |old: Guest, passes: i64| {
+        let guests = vec![guest("a").pending(7, 200).begun(), old, guest("other").sent(5), stale("new", 2, 5)];
+        let passes = (0..passes).map(|on| day(8).plus(on * 3600)).collect();
+        which(&plan(&Facts { guests, caps: caps(&["10"]), passes }, &options()), Decision::Linked)
+    };
+    let old = || guest("old").sent(5).dumped(6, 8);
+    // The pass in which it was linked is shared; the next are not, but no more than as many as there were guests.
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|passes| goes(old(), passes)), ["new", "old", "old", "old", "new", "old"]);
+    // Not for what came later, nor for what is of lower priority than the oversized one.
+    assert_eq!(goes(guest("old").sent(5).dumped(8, 8), 2), "new");
+    assert_eq!(goes(old().priority(-1), 2), "new");
+}
+
+#[test]
+fn first_come_first_served_while_an_oversized_dump_is_on_its_way() {
+    let goes = |large: bool| {
+        let mut guests = vec![guest("waits").sent(6).dumped(7, 5), stale("b", 6, 5), stale("c", 6, 5)];
+        guests.extend(large.then(|| guest("a").pending(7, 200).begun()));
+        let caps = caps(&[if large { "10" } else { "5" }]);
+        which(&plan(&Facts { guests, caps, passes: vec![day(8)] }, &options()), Decision::Linked)
+    };
+    assert_eq!((goes(true), goes(false)), ("waits".into(), "b".into()));
+}
+
 #[test]
 fn an_oversized_dump_of_low_priority_goes_beside_a_light_load_of_higher_ones() {
     let goes = |load, overdraft| {

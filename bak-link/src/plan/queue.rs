@@ -25,16 +25,20 @@ pub struct Candidate<'a> {
     pub aged: Option<usize>,
 }
 
-/// Brings the candidates into their order. `passes`: when passes were finished, the earliest first.
-pub fn sort(queue: &mut [Candidate], passes: &[Time]) {
-    age(queue, passes);
+/// Brings the candidates into their order. `passes`: when passes were finished, the earliest first. `crowded`: an oversized
+/// dump is on its way.
+pub fn sort(queue: &mut [Candidate], passes: &[Time], crowded: bool) {
+    age(queue, passes, crowded);
     queue.sort_by(|a, b| order(a).cmp(&order(b)));
 }
 
 /// Rule 3, ageing: a due guest that has waited through at least as many finished passes as guests are due goes ahead
 /// within its priority. The guests that count are those of equal or higher priority that were known when its wait began:
 /// else a stream of new guests, each ahead because it was never sent, could outrun the ageing for ever.
-fn age(queue: &mut [Candidate], passes: &[Time]) {
+///
+/// Where an oversized dump takes half of what can be carried, one pass is enough: first come, first served. Who had to wait
+/// through as many passes as guests are due at half the speed, and then for as many others, would wait three times as long.
+fn age(queue: &mut [Candidate], passes: &[Time], crowded: bool) {
     let mut by_priority: BTreeMap<Reverse<i64>, Vec<Time>> = BTreeMap::new();
     for candidate in queue.iter().filter(|candidate| candidate.due) {
         by_priority.entry(Reverse(candidate.guest.priority)).or_default().push(candidate.known_since);
@@ -51,7 +55,8 @@ fn age(queue: &mut [Candidate], passes: &[Time]) {
         let rivals = aged
             .get(&candidate.guest.priority)
             .map_or(0, |known| known.partition_point(|known| *known <= candidate.due_since));
-        candidate.aged = (waited >= rivals.max(1)).then_some(waited);
+        let enough = if crowded { 1 } else { rivals.max(1) };
+        candidate.aged = (waited >= enough).then_some(waited);
     }
 }
 
@@ -60,7 +65,8 @@ fn order<'a>(c: &Candidate<'a>) -> impl Ord + use<'a> {
     // `None` is less than `Some`: never sent goes first, and so does what was never sent at any time.
     (
         Reverse(c.guest.priority),
-        Reverse(c.aged),
+        // Longest wait first; of two that have waited through the same passes, who was there first.
+        Reverse(c.aged.map(|passes| (passes, Reverse(c.due_since)))),
         c.staleness.map(Reverse),
         c.sent_at,
         c.dump.cost,

@@ -8,14 +8,20 @@
 use bak_common::calendar::Time;
 
 use super::queue::Candidate;
-use super::{Decision, Facts, Item, Options, Pending, consider, why};
+use super::{Decision, Facts, Guest, Item, Options, Pending, consider, why};
 use crate::budget::{Ask, Budget, Left, Over, Share, Taken};
+
+/// Whether an oversized dump is on its way, so that others have to share what it leaves.
+pub fn is_crowded(facts: &Facts, options: &Options) -> bool {
+    let budget = Budget::new(&facts.caps, options.oversize, options.overdraft);
+    on_their_way(facts).iter().any(|(_, dump)| budget.is_oversized(dump.expected))
+}
 
 /// An item for each candidate, in order, and what is left of the limits.
 pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Options) -> (Vec<Item>, Vec<Left>) {
     let mut budget = Budget::new(&facts.caps, options.oversize, options.overdraft);
     let mut pending = on_their_way(facts);
-    for dump in &pending {
+    for (_, dump) in &pending {
         budget.pending(dump.expected, dump.cost);
     }
     let mut items: Vec<Item> = queue.iter().map(unselected).collect();
@@ -26,7 +32,7 @@ pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Opti
     let due = why::Due::of(waiting.iter().map(|at| &queue[*at]));
     let mut cheaper_only = true;
     loop {
-        budget.share(share(queue, &pending, passes, &budget));
+        budget.share(share(queue, &pending, facts, passes, &budget));
         let mut grown = false;
         waiting.retain(|at| {
             let (candidate, item) = (&queue[*at], &mut items[*at]);
@@ -44,7 +50,7 @@ pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Opti
             if let Some(old) = candidate.replaces.filter(|_| taken) {
                 item.place = Some((old.since, old.rank));
                 if budget.is_oversized(old.expected) && !budget.is_oversized(candidate.dump.cost) {
-                    pending.retain(|dump| dump.id != old.id);
+                    pending.retain(|(_, dump)| dump.id != old.id);
                     grown = true;
                 }
             }
@@ -57,11 +63,10 @@ pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Opti
     }
 }
 
-/// What uses the budget up. What a crash left beside its replacement leaves in this run.
-fn on_their_way(facts: &Facts) -> Vec<&Pending> {
+/// What uses the budget up, and whose it is. What a crash left beside its replacement leaves in this run.
+fn on_their_way(facts: &Facts) -> Vec<(&Guest, &Pending)> {
     let each = facts.guests.iter().flat_map(|guest| guest.pending.iter().map(move |dump| (guest, dump)));
-    let there = each.filter(|(guest, dump)| dump.counts() && consider::left_over(guest, dump).is_none());
-    there.map(|(_, dump)| dump).collect()
+    each.filter(|(guest, dump)| dump.counts() && consider::left_over(guest, dump).is_none()).collect()
 }
 
 fn unselected(candidate: &Candidate) -> Item {
@@ -85,16 +90,37 @@ fn take(candidate: &Candidate, budget: &mut Budget) -> Result<Taken, Over> {
     budget.take(&Ask { cost: candidate.dump.cost, replaces, priority: candidate.guest.priority })
 }
 
-/// What an oversized dump is charged of a pass: half of it; all of it if nothing else is due; and in every second pass
-/// since it is on its way nothing, where a dump is due that fits into a whole pass but not beside its half. In such a pass
-/// it gets what the others leave.
-fn share(queue: &[Candidate], pending: &[&Pending], passes: &[Time], budget: &Budget) -> Share {
-    let oversized = pending.iter().filter(|dump| budget.is_oversized(dump.expected));
-    let Some(since) = oversized.map(|dump| dump.since).min() else {
+/// What an oversized dump is charged of a pass: half of it; all of it if nothing else is due; and nothing in the passes that
+/// belong to dumps which fit into a whole pass but not beside its half. In such a pass it gets what the others leave.
+///
+/// Theirs is every second pass since it is on its way. Those that waited before it came have all passes until they are
+/// gone, but no more than there were guests then: it has nothing to ask of who was there first.
+fn share(
+    queue: &[Candidate],
+    pending: &[(&Guest, &Pending)],
+    facts: &Facts,
+    passes: &[Time],
+    budget: &Budget,
+) -> Share {
+    let oversized = pending.iter().filter(|(_, dump)| budget.is_oversized(dump.expected));
+    let Some((owner, large)) = oversized.min_by_key(|(_, dump)| (dump.since, &dump.id)) else {
         // What `force` lets in counts as well: else a second run would find room that the first did not.
         return if queue.len() > 1 { Share::Half } else { Share::Whole };
     };
-    let carried_on_in = passes.len() - passes.partition_point(|pass| *pass <= since);
-    let needed = queue.iter().any(|candidate| budget.needs_more_than_half(candidate.dump.cost));
-    if carried_on_in % 2 == 1 && needed { Share::Nothing } else { Share::Half }
+    let carried_on_in = passes.len() - passes.partition_point(|pass| *pass <= large.since);
+    let mut needing = queue.iter().filter(|candidate| budget.needs_more_than_half(candidate.dump.cost)).peekable();
+    let needed = needing.peek().is_some();
+    let waited = needing.any(|c| c.due_since <= large.since && c.guest.priority >= owner.priority);
+    let first = waited && (1..=known(facts, owner.priority, large.since)).contains(&carried_on_in);
+    if needed && (carried_on_in % 2 == 1 || first) { Share::Nothing } else { Share::Half }
+}
+
+/// How many guests of at least this priority had a dump by `then`.
+fn known(facts: &Facts, priority: i64, then: Time) -> usize {
+    let by_then = |guest: &&Guest| {
+        let here = guest.local.iter().map(|dump| dump.started).chain(guest.pending.iter().map(|dump| dump.started));
+        let mut starts = here.chain(guest.sent.iter().map(|dump| dump.started));
+        guest.priority >= priority && starts.any(|started| started <= then)
+    };
+    facts.guests.iter().filter(by_then).count()
 }

@@ -22,12 +22,15 @@ pub enum Way {
     Rrsync(&'static str),
     /// With these lines of its configuration.
     Daemon(&'static str),
+    /// A directory of a daemon's module, not all of it.
+    Below,
 }
 
 pub struct Box {
     pub kit: Kit,
     pub sshd: Option<Sshd>,
     pub rsyncd: Option<Rsyncd>,
+    below: &'static str,
 }
 
 impl Box {
@@ -37,15 +40,17 @@ impl Box {
         let far = kit.path("far");
         fs::create_dir(&far).unwrap();
         kit.write("far/.bak-store", "{\"v\":1,\"id\":\"the-box\"}\n");
-        let sshd = (!matches!(way, Way::Daemon(_))).then(|| Sshd::start(&kit.path("sshd")));
+        let sshd = matches!(way, Way::Ssh | Way::Rrsync(_)).then(|| Sshd::start(&kit.path("sshd")));
         if let (Way::Rrsync(options), Some(sshd)) = (way, &sshd) {
             sshd.force(&format!("/usr/bin/rrsync {options} {}", far.display()));
         }
         let rsyncd = match way {
             Way::Daemon(more) => Some(Rsyncd::start(&kit.path("rsyncd"), &far, more)),
+            Way::Below => Some(Rsyncd::start(&kit.path("rsyncd"), &kit.path(""), "")),
             _ => None,
         };
-        Self { kit, sshd, rsyncd }
+        let below = if way == Way::Below { "/far" } else { "" };
+        Self { kit, sshd, rsyncd, below }
     }
 
     pub fn far(&self) -> PathBuf {
@@ -56,7 +61,7 @@ impl Box {
         match (&self.sshd, &self.rsyncd) {
             (Some(sshd), _) if sshd.forced() => sshd.url(Path::new("/")),
             (Some(sshd), _) => sshd.url(&self.far()),
-            (None, Some(rsyncd)) => rsyncd.url(),
+            (None, Some(rsyncd)) => rsyncd.url() + self.below,
             (None, None) => unreachable!("one of them is there"),
         }
     }
@@ -110,6 +115,7 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Copies a tree with its times.
 pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
     let status = Command::new("cp").arg("-a").arg(format!("{}/.", from.display())).arg(to).status().unwrap();
     assert!(status.success());
 }

@@ -1,0 +1,317 @@
+//! bak-verify: proves dumps, or finds the bad ones: sizes, SHA-256, and what the tools of each format can see.
+//!
+//! A verdict is only as good as what was looked at, so it says what that was. What could not be read or run proves nothing:
+//! that is `unknown`, and a failure of its own. With `--mark` a verdict goes into the sidecar, and a bad dump is good for
+//! nothing from then on, until a later run finds it good: it does not count, does not cover, is not sent.
+
+mod format;
+mod judge;
+mod ova;
+
+use anyhow::{Context, Result, anyhow};
+use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::jsonl::{Writer, read_all};
+use bak_common::outbox::Outbox;
+use bak_common::record::{Dump, GuestKey, Record, Verify, to_line};
+use bak_common::report::Kind;
+use bak_common::select::Selector;
+use bak_common::store::{Entry, Store};
+use bak_common::table::table;
+use bak_common::units::{Size, Span, show_size};
+use clap::Parser;
+use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use crate::bar::{bar, step};
+use crate::check::{Compared, compare};
+use crate::driver::Progress;
+use crate::origin;
+use format::Found;
+use judge::{Decision, Depth, judge};
+
+/// Prove dumps
+///
+/// Each file's size and SHA-256 are compared with the dump's record; then the tools of its format look at it, as far as they
+/// are installed: zstd, gzip, bzip2, lzop, tar, vma, qemu-img, and the manifest of an OVA. The records come out with
+/// .verify: good, bad or unknown, why, and when. Dumps that were not verified for longest go first.
+#[derive(Parser, Debug)]
+#[command(name = "bak-verify", version, after_help = HELP)]
+struct Cli {
+    /// Dumps by id, or all those of guests by vm, name or pattern; - for dump records on standard input
+    #[arg(value_name = "ID|VM|GLOB|-")]
+    dumps: Vec<String>,
+    /// Verify what lies in this store: a directory, or a destination that is mounted [default: --store]
+    #[arg(long, value_name = "STORE")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    picks: Picks,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "What to look at")]
+struct How {
+    /// Compare sizes only: proves nothing, but finds what is missing or cut off
+    #[arg(long)]
+    quick: bool,
+    /// Compare sizes and SHA-256, and leave out what the tools of the format would see
+    #[arg(long, conflicts_with = "quick")]
+    hash_only: bool,
+    /// Write good and bad into the sidecar, also where the dump waits in an outbox: a bad dump counts for nothing from then on
+    #[arg(long)]
+    mark: bool,
+    /// Only the newest dump of each guest
+    #[arg(long)]
+    latest: bool,
+    /// Leave out what was marked so lately
+    #[arg(long, value_name = "DUR")]
+    reverify_after: Option<Span>,
+    /// Begin no more dumps once so much was read
+    #[arg(long, value_name = "SIZE")]
+    max_bytes: Option<Size>,
+}
+
+const HELP: &str = "\
+Examples:
+  bak-verify --store /var/lib/vz/dump --latest --all
+  bak-verify --all --mark --reverify-after 30d --max-bytes 200G -q     # a share of the store, nightly
+  bak-list /mnt/box --guest 'db-*' --json | bak-verify --from /mnt/box -
+
+Exit status:
+  0  none is bad
+  1  some are bad, or could not be read
+  2  wrong usage, configuration or input
+  3  a lock is held (--mark)";
+
+/// A dump to be looked at.
+struct Subject<'a> {
+    entry: &'a Entry,
+    /// What records on standard input said beyond what we know.
+    more: Map<String, Value>,
+}
+
+pub fn main() -> Result<u8> {
+    let cli = Cli::parse();
+    let session = cli.common.session("bak-verify")?;
+    let path = match &cli.from {
+        Some(from) => origin::dir(from, &cli.places, &session)?,
+        None => cli.places.store(&session.config)?,
+    };
+    let store = Store::open(&path)?;
+    let listing = store.list();
+    if cli.common.check_config {
+        origin::check_config(&session, &[&listing])?;
+        return Ok(session.report.finish(|n| format!("{n} failed")));
+    }
+    let (selector, stdin) = cli.picks.explicit(&cli.dumps)?;
+    listing.report(&store, &session.report);
+    let subjects = choose(&cli, &session, &listing.dumps, &selector, stdin)?;
+    let verifier = Verifier { cli: &cli, session: &session, store: &store };
+    verifier.all(subjects)?;
+    Ok(session.report.finish(|n| format!("{n} failed; see above")))
+}
+
+/// The dumps asked for, each once, those that were not verified for longest first.
+fn choose<'a>(
+    cli: &Cli,
+    session: &Session,
+    dumps: &'a [Entry],
+    selector: &Selector,
+    stdin: bool,
+) -> Result<Vec<Subject<'a>>> {
+    let mut more: HashMap<&str, Map<String, Value>> = HashMap::new();
+    let mut chosen: Vec<&Entry> = Vec::new();
+    if !selector.is_empty() {
+        chosen.extend(dumps.iter().filter(|entry| selector.matches(&entry.dump)));
+        for text in selector.unmatched() {
+            session.report.fail(text, &anyhow!("no dump matches it"));
+        }
+    }
+    let input = if stdin { read_all(&session.report, session.dry_run)? } else { Vec::new() };
+    for record in input {
+        let Record::Dump(said) = record else {
+            session.report.fail("standard input", &anyhow!("a record of a guest: bak-verify wants dumps"));
+            continue;
+        };
+        let found: Vec<&Entry> = dumps.iter().filter(|entry| entry.dump.id == said.id).collect();
+        if found.is_empty() {
+            session.report.fail(said.id.as_str(), &anyhow!("there is no such dump in the store"));
+        }
+        for entry in found {
+            let known = |key: &String| entry.dump.extra.contains_key(key);
+            let unknown = said.extra.clone().into_iter().filter(|(key, _)| !known(key));
+            more.entry(entry.dump.id.as_str()).or_default().extend(unknown);
+            chosen.push(entry);
+        }
+    }
+    let mut seen = HashSet::new();
+    chosen.retain(|entry| seen.insert((&entry.place, entry.dump.stem.as_str())));
+    if cli.how.latest {
+        let mut newest: HashMap<GuestKey, &Entry> = HashMap::new();
+        for entry in &chosen {
+            // In the order of their start.
+            newest.insert(entry.dump.key(), entry);
+        }
+        chosen.retain(|entry| newest.get(&entry.dump.key()).is_some_and(|last| std::ptr::eq(*last, *entry)));
+    }
+    if let Some(span) = cli.how.reverify_after {
+        let since = session.now.plus(-i64::try_from(span.0).unwrap_or(i64::MAX));
+        chosen.retain(|entry| entry.dump.verify.as_ref().is_none_or(|verify| verify.at <= since));
+    }
+    chosen.sort_by_key(|entry| (entry.dump.verify.as_ref().map(|verify| verify.at), entry.dump.started));
+    let subject =
+        |entry: &'a Entry| Subject { entry, more: more.get(entry.dump.id.as_str()).cloned().unwrap_or_default() };
+    Ok(chosen.into_iter().map(subject).collect())
+}
+
+struct Verifier<'a> {
+    cli: &'a Cli,
+    session: &'a Session,
+    store: &'a Store,
+}
+
+impl Verifier<'_> {
+    fn all(&self, subjects: Vec<Subject>) -> Result<()> {
+        let (mut out, mut rows, mut read) = (Writer::stdout(), Vec::new(), 0_u64);
+        for Subject { entry, more } in subjects {
+            if self.cli.how.max_bytes.is_some_and(|most| read >= most.0) {
+                break;
+            }
+            read = read.saturating_add(entry.dump.bytes);
+            let Some(mut dump) = self.one(entry) else { continue };
+            dump.planned = self.session.dry_run;
+            dump.extra.extend(more);
+            let record = Record::Dump(Box::new(dump));
+            self.session.report.decided(&to_line(&record));
+            let Record::Dump(dump) = &record else { continue };
+            if self.session.table {
+                let verify = dump.verify.as_ref().filter(|_| !self.session.dry_run);
+                let (verdict, why) = verify.map_or(("", ""), |verify| (verify.decision.as_str(), verify.why.as_str()));
+                rows.push([dump.id.as_str(), &show_size(dump.bytes), verdict, why].map(str::to_owned).to_vec());
+            } else if !self.session.quiet {
+                out.record(&record)?;
+            }
+        }
+        if self.session.table && !self.session.quiet && !rows.is_empty() {
+            out.line(&table(&["dump", "size", "verdict", "why"], &[1], rows))?;
+        }
+        Ok(())
+    }
+
+    /// The dump with its verdict; nothing if it was removed meanwhile.
+    fn one(&self, entry: &Entry) -> Option<Dump> {
+        let mut dump = entry.dump.clone();
+        if self.session.dry_run {
+            return Some(dump);
+        }
+        let (decision, why) = match self.judge(entry) {
+            Ok(verdict) => verdict,
+            // Somebody pruned it: nothing is wrong with that.
+            Err(_) if self.is_gone(entry) => return None,
+            Err(error) => {
+                self.session.report.fail(dump.id.as_str(), &anyhow!("cannot be verified: {error:#}"));
+                (Decision::Unknown, format!("{error:#}"))
+            }
+        };
+        if decision == Decision::Bad {
+            if self.is_gone(entry) {
+                return None;
+            }
+            self.session.report.fail(dump.id.as_str(), &anyhow!("is bad: {why}"));
+        }
+        let verify = Verify { decision: decision.as_str().into(), why, at: self.session.clock() };
+        if self.cli.how.mark
+            && decision != Decision::Unknown
+            && let Err(error) = self.mark(entry, &verify)
+        {
+            self.session.report.fail(dump.id.as_str(), &error.context("cannot be marked"));
+        }
+        dump.verify = Some(verify);
+        Some(dump)
+    }
+
+    fn is_gone(&self, entry: &Entry) -> bool {
+        matches!(self.store.look(&entry.place, &entry.dump.stem), Ok(None))
+    }
+
+    fn judge(&self, entry: &Entry) -> Result<(Decision, String)> {
+        let how = &self.cli.how;
+        let depth = match (how.quick, how.hash_only) {
+            (true, _) => Depth::Sizes,
+            (_, true) => Depth::Hashes,
+            _ => Depth::All,
+        };
+        // An older verdict is what is asked about; everything else that makes a dump no good is said at once.
+        let mut earlier = entry.dump.clone();
+        earlier.verify = None;
+        let fault = earlier.verdict().or_else(|| entry.fault.clone().filter(|_| entry.dump.verdict().is_none()));
+        if let Some(why) = fault {
+            return Ok((Decision::Bad, why));
+        }
+        let bar = bar(self.session, &entry.dump);
+        let compared = compare(self.store, entry, depth != Depth::Sizes, &step(&bar, "hashing"))?;
+        let mut formats: Vec<(String, Found)> = Vec::new();
+        if depth == Depth::All && !matches!(compared, Compared::Differs(_)) {
+            let (checking, mut done) = (step(&bar, "checking"), 0_u64);
+            for file in &entry.dump.files {
+                let at = Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 };
+                let found = format::check(self.store, entry, &file.name, &|| checking(at))
+                    .with_context(|| format!("cannot check {}", file.name))?;
+                formats.push((file.name.clone(), found));
+                done += file.bytes;
+            }
+        }
+        bar.finish_and_clear();
+        Ok(judge(depth, &compared, &formats))
+    }
+
+    /// Writes the verdict into the sidecar, and into those of the outboxes where the same files wait.
+    fn mark(&self, entry: &Entry, verify: &Verify) -> Result<()> {
+        self.mark_in(self.store, entry, verify)?;
+        let places = &self.cli.places;
+        if places.dest.is_empty() && places.outbox.is_none() && self.session.config.dest.is_empty() {
+            return Ok(());
+        }
+        for dest in places.destinations(&self.session.config, &[])? {
+            if !dest.outbox.exists() {
+                continue;
+            }
+            let outbox = Outbox::open(&dest.outbox, &dest.name, None)?;
+            let place = Outbox::place(&entry.dump.vm);
+            if let Some(waiting) = outbox.store.look(&place, &entry.dump.stem)?
+                && waiting.inodes == entry.inodes
+            {
+                self.mark_in(&outbox.store, &waiting, verify)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_in(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
+        let locked = store.lock(self.session.wait, &self.session.report)?;
+        // As it is now: somebody may have annotated it meanwhile.
+        let Some(now) = store.look(&entry.place, &entry.dump.stem)? else { return Ok(()) };
+        if !now.dump.same(&entry.dump) {
+            return Err(Kind::Refused.says("it has become another dump meanwhile"));
+        }
+        let mut marked = now.dump.clone();
+        marked.verify = Some(verify.clone());
+        locked.annotate(&now, &marked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,247 @@
+//! What the format of a dump's files can prove about them: checks by the tools that know it. They see damage that was there
+//! before the file was hashed, and are all there is for a file that never was.
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bak_common::command::{Event, Finished, Program};
+use bak_common::store::{Entry, Store};
+use serde_json::json;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+
+use super::ova;
+
+/// The longest report of qemu-img that is read, in bytes.
+const REPORT_MAX: usize = 16 << 20;
+
+/// How a file is packed, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pack {
+    None,
+    Zstd,
+    Gzip,
+    Bzip2,
+    Lzo,
+}
+
+/// What a file holds, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Vma,
+    Tar,
+    Ova,
+    Qcow2,
+    /// Nothing that could be checked.
+    Other,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It would have seen damaged content, and saw none: the tools that looked.
+    Sound(String),
+    /// What was looked at is right, but damaged content would not show.
+    Plausible(String),
+    /// Why the file is no good.
+    Bad(String),
+    /// There is nothing to check, or no tool that could: why.
+    Unchecked(String),
+}
+
+fn kind(name: &str) -> (Pack, Holds) {
+    let (name, pack) = [(".zst", Pack::Zstd), (".gz", Pack::Gzip), (".bz2", Pack::Bzip2), (".lzo", Pack::Lzo)]
+        .iter()
+        .find_map(|(end, pack)| Some((name.strip_suffix(end)?, *pack)))
+        .unwrap_or((name, Pack::None));
+    match name.rsplit_once('.').map_or("", |(_, end)| end) {
+        "tgz" => (Pack::Gzip, Holds::Tar),
+        "vma" => (pack, Holds::Vma),
+        "tar" => (pack, Holds::Tar),
+        "ova" => (pack, Holds::Ova),
+        "qcow2" => (pack, Holds::Qcow2),
+        _ => (pack, Holds::Other),
+    }
+}
+
+/// Checks one file of a dump. An error says what could not be run or read, which proves nothing.
+pub fn check(store: &Store, entry: &Entry, name: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+    let (pack, holds) = kind(name);
+    let open = || store.open_file(entry, name);
+    match (pack, holds) {
+        (Pack::None, Holds::Qcow2) => qcow2(&store.path().join(&entry.place).join(name), tick),
+        (Pack::None, Holds::Ova) => ova::check(open()?, tick),
+        (Pack::None, Holds::Tar) => tar(open()?.into(), "tar -t", tick),
+        (Pack::None, Holds::Vma) => match vma(open()?.into(), tick)? {
+            Some(found) => Ok(found),
+            None => Ok(Found::Unchecked("the program vma is not installed".into())),
+        },
+        (Pack::None, Holds::Other) => Ok(Found::Unchecked("nothing checks this format".into())),
+        (_, Holds::Tar | Holds::Vma) if holds == Holds::Tar || has("vma") => unpacked(pack, holds, &open, tick),
+        _ => packed(pack, open()?, tick),
+    }
+}
+
+fn has(program: &str) -> bool {
+    Program::new(program).is_ok()
+}
+
+/// The program that knows a packing, its arguments to test and to unpack.
+fn tool(pack: Pack) -> Option<(&'static str, [&'static str; 2], [&'static str; 2])> {
+    match pack {
+        Pack::None => None,
+        Pack::Zstd => Some(("zstd", ["-q", "-t"], ["-q", "-dc"])),
+        Pack::Gzip => Some(("gzip", ["-q", "-t"], ["-q", "-dc"])),
+        Pack::Bzip2 => Some(("bzip2", ["-q", "-t"], ["-q", "-dc"])),
+        Pack::Lzo => Some(("lzop", ["-q", "-t"], ["-q", "-dc"])),
+    }
+}
+
+/// Runs a program that only looks.
+fn run(program: Program, tick: &dyn Fn() -> Result<()>) -> Result<Finished> {
+    program.run_with(|event| match event {
+        Event::Output(_) => Ok(()),
+        Event::Tick => tick(),
+    })
+}
+
+fn packed(pack: Pack, file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+    let Some((name, test, _)) = tool(pack) else { return Ok(Found::Unchecked("nothing checks this format".into())) };
+    if !has(name) {
+        return Ok(Found::Unchecked(format!("the program {name} is not installed")));
+    }
+    let finished = run(Program::new(name)?.args(test).stdin(file.into()), tick)?;
+    Ok(match finished.status.success() {
+        true => Found::Sound(format!("{name} -t")),
+        false => Found::Bad(format!("{:#}", finished.error())),
+    })
+}
+
+/// Unpacks into the program that knows what is in it. Both must be content: one that is fed nothing may be, too.
+fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+    let Some((name, _, unpack)) = tool(pack) else { return Ok(Found::Unchecked("nothing checks this format".into())) };
+    if !has(name) {
+        return Ok(Found::Unchecked(format!("the program {name} is not installed")));
+    }
+    let program = Program::new(name)?.args(unpack).stdin(open()?.into());
+    let mut child = program.spawn(Stdio::piped(), Stdio::piped())?;
+    let out = child.stdout.take().context("the unpacking program has no output")?;
+    let what = format!("{name} -dc | {}", if holds == Holds::Tar { "tar -t" } else { "vma verify -" });
+    let inner = match holds {
+        Holds::Tar => tar(out.into(), &what, tick),
+        _ => vma(out.into(), tick).map(|found| found.unwrap_or(Found::Plausible(String::new()))),
+    };
+    if inner.is_err() {
+        bak_common::command::stop(&mut child);
+    }
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What it says last is enough, and it says little.
+        let _ = stderr.take(8 << 10).read_to_string(&mut said);
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {name}"))?;
+    let unpacking = Finished { name: name.into(), status, stdout: Vec::new(), stderr: said };
+    // What broke the stream is the reason; that the inner program then found its end missing follows from it.
+    match inner? {
+        inner if unpacking.status.success() => Ok(match inner {
+            Found::Bad(why) => Found::Bad(why),
+            _ => Found::Sound(what),
+        }),
+        Found::Bad(why) if killed_by_pipe(&unpacking) => Ok(Found::Bad(why)),
+        _ => Ok(Found::Bad(format!("{:#}", unpacking.error()))),
+    }
+}
+
+fn killed_by_pipe(finished: &Finished) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    finished.status.signal() == Some(rustix::process::Signal::PIPE.as_raw()) || finished.stderr.contains("roken pipe")
+}
+
+fn tar(input: Stdio, what: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+    if !has("tar") {
+        return Ok(Found::Unchecked("the program tar is not installed".into()));
+    }
+    let finished = run(Program::new("tar")?.args(["-t", "-f", "-"]).stdin(input), tick)?;
+    // Its headers have checksums, what lies between them has none.
+    Ok(match finished.status.success() {
+        true => Found::Plausible(what.into()),
+        false => Found::Bad(format!("{:#}", finished.error())),
+    })
+}
+
+/// Nothing where Proxmox's program is not there. It sees what is cut off or out of place, not what is in the clusters.
+fn vma(input: Stdio, tick: &dyn Fn() -> Result<()>) -> Result<Option<Found>> {
+    if !has("vma") {
+        return Ok(None);
+    }
+    let finished = run(Program::new("vma")?.args(["verify", "-"]).stdin(input), tick)?;
+    Ok(Some(match finished.status.success() {
+        true => Found::Plausible("vma verify".into()),
+        false => Found::Bad(format!("{:#}", finished.error())),
+    }))
+}
+
+/// The image alone: whatever it names as its backing file is not opened.
+fn qcow2(path: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+    if !has("qemu-img") {
+        return Ok(Found::Unchecked("the program qemu-img is not installed".into()));
+    }
+    let path = path.to_str().ok_or_else(|| anyhow!("{} is not named in UTF-8", path.display()))?;
+    let image = json!({"driver": "qcow2", "backing": null, "file": {"driver": "file", "filename": path}});
+    let program = Program::new("qemu-img")?.args(["check", "--output=json"]).arg(format!("json:{image}"));
+    let mut report = Vec::new();
+    let finished = program.run_with(|event| match event {
+        Event::Output(bytes) if report.len() + bytes.len() > REPORT_MAX => bail!("qemu-img check prints too much"),
+        Event::Output(bytes) => {
+            report.extend_from_slice(bytes);
+            Ok(())
+        }
+        Event::Tick => tick(),
+    })?;
+    // 3: clusters that nothing uses, which costs space and no more.
+    Ok(match finished.status.code() {
+        Some(0 | 3) => match cut_off(path, &report)? {
+            Some(why) => Found::Bad(why),
+            None => Found::Plausible("qemu-img check".into()),
+        },
+        Some(2) => Found::Bad(format!("qemu-img check finds it corrupt: {}", finished.last_words())),
+        _ => {
+            ensure!(finished.status.code().is_some(), finished.error());
+            Found::Bad(format!("{:#}", finished.error()))
+        }
+    })
+}
+
+/// qemu-img does not mind if the last clusters are not there: they read as zeros.
+fn cut_off(path: &str, report: &[u8]) -> Result<Option<String>> {
+    let report: serde_json::Value = serde_json::from_slice(report).context("cannot read what qemu-img check says")?;
+    let end = report["image-end-offset"].as_u64().unwrap_or_default();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?.len();
+    // The last cluster need not be whole; none is larger than this.
+    const CLUSTER_MAX: u64 = 2 << 20;
+    let missing = end.saturating_sub(size);
+    Ok((missing >= CLUSTER_MAX).then(|| format!("it is cut off: {missing} bytes of its clusters are missing")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_name_says() {
+        for (name, pack, holds) in [
+            ("vzdump-qemu-100-2026_11_20-02_00_02.vma.zst", Pack::Zstd, Holds::Vma),
+            ("vzdump-lxc-101-2026_11_20-02_00_02.tar.gz", Pack::Gzip, Holds::Tar),
+            ("a.tgz", Pack::Gzip, Holds::Tar),
+            ("a.tar.bz2", Pack::Bzip2, Holds::Tar),
+            ("a.vma.lzo", Pack::Lzo, Holds::Vma),
+            ("a.vma", Pack::None, Holds::Vma),
+            ("web.sda.qcow2", Pack::None, Holds::Qcow2),
+            ("web.sql.zst", Pack::Zstd, Holds::Other),
+            ("web.raw", Pack::None, Holds::Other),
+            ("web.ova", Pack::None, Holds::Ova),
+        ] {
+            assert_eq!(kind(name), (pack, holds), "{name}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! bak-verify as users run it: dumps of every format, whole, damaged, cut off and swapped; and what its verdict means to the
+//! other tools.
+
+use bak_tests::{Kit, Ran, bin_dir, compact, finish, hex, noise, sha256_file};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+const DAY: &str = "2026-11-19T02:00:00Z";
+const NOW: &str = "2026-11-20T12:00:00Z";
+
+/// Puts a dump with this content into the store, called after its ending.
+fn put(kit: &Kit, vm: &str, ending: &str, content: &[u8], hashed: bool) -> PathBuf {
+    let stem = format!("{vm}-{}", compact(DAY));
+    let name = format!("{stem}.{ending}");
+    let path = kit.write(&format!("store/{vm}/{name}"), content);
+    let mut file = json!({"name": name, "bytes": content.len()});
+    if hashed {
+        file["sha256"] = hex(&Sha256::digest(content)).into();
+    }
+    let record = json!({"v": 1, "type": "dump", "id": format!("{vm}@{}", compact(DAY)), "vm": vm, "kind": "qemu",
+        "driver": "image", "started": DAY, "finished": DAY, "stem": stem, "bytes": content.len(), "files": [file]});
+    kit.write(&format!("store/{vm}/{stem}.dump.json"), format!("{record}\n"));
+    path
+}
+
+fn verify(kit: &Kit, args: &[&str]) -> Ran {
+    kit.run("bak-verify", [&["--store", "store", "--now", NOW], args].concat())
+}
+
+/// Decision and reason of the only dump.
+fn verdict(ran: &Ran) -> (String, String) {
+    let record = &ran.records()[0]["verify"];
+    (record["decision"].as_str().unwrap().into(), record["why"].as_str().unwrap().into())
+}
+
+/// What a line of `sh` in a directory with files to pack prints.
+fn made(kit: &Kit, line: &str) -> Vec<u8> {
+    let dir = kit.path("content");
+    if !dir.is_dir() {
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a.ovf"), "<Envelope/>").unwrap();
+        fs::write(dir.join("disk.vmdk"), noise(7, 300_000)).unwrap();
+        fs::write(dir.join("large"), noise(8, 3 << 20)).unwrap();
+    }
+    let ran = kit.sh(&format!("cd content && {{ {line}; }} >../made")).clean();
+    assert_eq!(ran.out, "");
+    fs::read(kit.path("made")).unwrap()
+}
+
+const OVA: &str = "sha256sum --tag a.ovf disk.vmdk | sed 's/ (/(/; s/) = /)= /' >a.mf && tar -c a.ovf a.mf disk.vmdk";
+const QCOW2: &str = "qemu-img create -q -f raw ../d.raw 4M && dd status=none if=large of=../d.raw conv=notrunc && \
+    qemu-img convert -f raw -O qcow2 ../d.raw ../d.qcow2 && cat ../d.qcow2";
+
+/// Every format: how it is made, what unpacks what its checksums protect, and the verdict on it with and without SHA-256.
+const FORMATS: [(&str, &str, &str, &str, &str); 7] = [
+    ("raw", "cat disk.vmdk", "cat", "SHA-256 as recorded", "unknown"),
+    ("tar", "tar -c disk.vmdk", "cat", "SHA-256 as recorded, tar -t", "unknown"),
+    ("tar.gz", "tar -cz disk.vmdk", "gzip -dc", "SHA-256 as recorded, gzip -dc | tar -t", "good"),
+    ("tar.zst", "tar -c disk.vmdk | zstd -q", "zstd -qdc", "SHA-256 as recorded, zstd -dc | tar -t", "good"),
+    ("sql.zst", "zstd -q <disk.vmdk", "zstd -qdc", "SHA-256 as recorded, zstd -t", "good"),
+    ("qcow2", QCOW2, "cat", "SHA-256 as recorded, qemu-img check", "unknown"),
+    ("ova", OVA, "tar -xO", "SHA-256 as recorded, its manifest", "good"),
+];
+
+#[test]
+fn whole_dumps_of_every_format() {
+    let kit = Kit::new();
+    for (ending, how, _, hashed, unhashed) in FORMATS {
+        let content = made(&kit, how);
+        put(&kit, "g", ending, &content, true);
+        assert_eq!(verdict(&verify(&kit, &["g"]).clean()), ("good".into(), hashed.into()), "{ending}");
+        assert_eq!(verdict(&verify(&kit, &["g", "--hash-only"]).clean()).1, "SHA-256 as recorded", "{ending}");
+        let quick = verdict(&verify(&kit, &["g", "--quick"]).clean());
+        assert_eq!(quick, ("unknown".into(), "only sizes were compared".into()));
+        put(&kit, "g", ending, &content, false);
+        assert_eq!(verdict(&verify(&kit, &["g"]).clean()).0, unhashed, "{ending}");
+        fs::remove_dir_all(kit.path("store/g")).unwrap();
+    }
+}
+
+/// A bit anywhere. With a SHA-256 it is always found; without, a dump that is called good holds what it held.
+#[test]
+fn flipped_bits() {
+    let kit = Kit::new();
+    for (ending, how, unpack, _, _) in FORMATS {
+        let content = made(&kit, how);
+        let before = unpacked(&kit, unpack, &content);
+        for seed in 0..8 {
+            let place = u64::from_le_bytes(noise(seed, 8).try_into().unwrap()) as usize % content.len();
+            let mut flipped = content.clone();
+            flipped[place] ^= 1 << (seed % 8);
+            let path = put(&kit, "g", ending, &content, true);
+            fs::write(path, &flipped).unwrap();
+            let ran = verify(&kit, &["g"]).expect(1).says("g@20261119T020000Z: is bad: ").says("SHA-256 is");
+            assert_eq!(verdict(&ran).0, "bad");
+            put(&kit, "g", ending, &flipped, false);
+            let ran = verify(&kit, &["g"]);
+            let (decision, why) = verdict(&ran);
+            assert_eq!(ran.status == 1, decision == "bad", "{ending} {place}: {why}");
+            let same = unpacked(&kit, unpack, &flipped) == before;
+            assert!(decision != "good" || same, "{ending}, byte {place}: called good: {why}");
+        }
+        fs::remove_dir_all(kit.path("store/g")).unwrap();
+    }
+}
+
+fn unpacked(kit: &Kit, how: &str, content: &[u8]) -> Option<String> {
+    kit.write("packed", content);
+    let ran = kit.sh(&format!("{how} <packed >unpacked"));
+    (ran.status == 0).then(|| sha256_file(&kit.path("unpacked")))
+}
+
+#[test]
+fn cut_off_swapped_missing_and_failed_ones() {
+    let kit = Kit::new();
+    for (ending, how, _, _, _) in FORMATS {
+        let content = made(&kit, how);
+        let path = put(&kit, "g", ending, &content, true);
+        fs::write(&path, &content[..content.len() - 1000]).unwrap();
+        for args in [&["g"][..], &["g", "--quick"]] {
+            let ran = verify(&kit, args).expect(1);
+            let expected = format!("has {} bytes instead of {}", content.len() - 1000, content.len());
+            assert!(verdict(&ran).1.contains(&expected), "{ending}: {}", ran.out);
+        }
+        // As long as it was, so that only content tells.
+        fs::write(&path, noise(9, content.len())).unwrap();
+        assert_eq!(verdict(&verify(&kit, &["g"]).expect(1)).0, "bad");
+        fs::remove_file(&path).unwrap();
+        assert!(verdict(&verify(&kit, &["g"]).expect(1)).1.contains("is missing"));
+        // Cut off when it was made, and never hashed: what has an end says so.
+        // (An image may lack a part of its last cluster, which may be large.)
+        let cut = if ending == "qcow2" { 2 << 20 } else { 20_000 };
+        put(&kit, "g", ending, &content[..content.len() - cut], false);
+        assert_eq!(verdict(&verify(&kit, &["g"])).0 == "bad", ending != "raw", "{ending}");
+        fs::remove_dir_all(kit.path("store/g")).unwrap();
+    }
+}
+
+/// What stands in for Proxmox's `vma`, which can't be had: it reads to the end, wants the header and all of its bytes, and
+/// sees no flipped bit in the data.
+const VMA: &str = r#"#!/bin/sh
+[ "$1 $2" = "verify -" ] || exit 255
+cat >vma.seen
+[ "$(head -c 3 vma.seen)" = VMA ] || { echo 'not a VMA file' >&2; exit 255; }
+[ "$(wc -c <vma.seen)" -ge 100000 ] || { echo 'verify failed - vma eof' >&2; exit 255; }
+"#;
+
+#[test]
+fn what_proxmox_wrote() {
+    let kit = Kit::new();
+    let vma = kit.write("bin/vma", VMA);
+    fs::set_permissions(&vma, fs::Permissions::from_mode(0o755)).unwrap();
+    let verify = |with: bool| {
+        let mut command = kit.command(bin_dir().join("bak-verify"));
+        if with {
+            let path = std::env::var("PATH").unwrap();
+            command.env("PATH", format!("{}:{path}", kit.path("bin").display()));
+        }
+        command.args(["--store", "store", "g"]);
+        finish(command, "")
+    };
+    let content = [b"VMA\0".to_vec(), noise(3, 100_000)].concat();
+    let pack = |content: &[u8], ending: &str| {
+        kit.write("content/x", content);
+        let content = made(&kit, if ending == "vma" { "cat x" } else { "zstd -q <x" });
+        put(&kit, "g", ending, &content, false)
+    };
+    made(&kit, "true");
+    pack(&content, "vma.zst");
+    assert_eq!(
+        verdict(&verify(true).clean()),
+        ("good".into(), "checksums in the files, zstd -dc | vma verify -".into())
+    );
+    assert_eq!(verdict(&verify(false).clean()), ("good".into(), "checksums in the files, zstd -t".into()));
+    // Whole as a file, but not as an archive.
+    for wrong in [&content[..50_000], &noise(1, 100_000)] {
+        pack(wrong, "vma.zst");
+        assert_eq!(verdict(&verify(true).expect(1)).0, "bad");
+        fs::remove_dir_all(kit.path("store/g")).unwrap();
+    }
+    pack(&content, "vma");
+    let (decision, why) = verdict(&verify(true).clean());
+    assert_eq!((decision.as_str(), why.contains("vma verify does not look at content")), ("unknown", true), "{why}");
+    assert!(verdict(&verify(false).clean()).1.contains("vma is not installed"));
+}
+
+#[test]
+fn an_image_does_not_lead_elsewhere() {
+    let kit = Kit::new();
+    let secret = kit.write("secret.raw", noise(1, 1 << 20));
+    let line = format!("qemu-img create -q -f qcow2 -F raw -b {} ../d.qcow2 && cat ../d.qcow2", secret.display());
+    put(&kit, "it's,a=\"g\"", "qcow2", &made(&kit, &line), true);
+    let log = kit.path("opened");
+    let mut command = kit.command("strace");
+    command.args(["-f", "-qq", "-e", "trace=open,openat", "-o"]).arg(&log).arg(bin_dir().join("bak-verify"));
+    command.args(["--store", "store", "--all"]);
+    assert_eq!(verdict(&finish(command, "").clean()).0, "good");
+    let opened = fs::read_to_string(log).unwrap();
+    assert!(opened.contains(".qcow2") && !opened.contains("secret.raw"), "the backing file was opened");
+}
+
+/// The verdict in the sidecar: a bad dump is good for nothing, wherever it lies, until it is found good.
+#[test]
+fn marked_dumps() {
+    let kit = Kit::new();
+    let content = made(&kit, "cat disk.vmdk");
+    let path = put(&kit, "g", "raw", &content, true);
+    let dest = ["--store", "store", "--dest", "box=/far", "--now", NOW];
+    kit.run("bak-link", dest).clean();
+    let fault = |place: &str| kit.run("bak-list", [place]).records()[0]["fault"].as_str().map(str::to_owned);
+    // Nothing is marked unless asked for, nor by a look at sizes.
+    let flip = || {
+        let mut now = fs::read(&path).unwrap();
+        now[1000] ^= 4;
+        // In place: the outbox has the same file.
+        fs::write(&path, now).unwrap();
+    };
+    flip();
+    verify(&kit, &["g"]).expect(1);
+    verify(&kit, &["g", "--quick", "--mark"]).clean();
+    assert_eq!((fault("store"), fault("store/.outbox-box")), (None, None));
+    kit.run("bak-verify", [&dest[..], &["g", "--mark"]].concat()).expect(1);
+    for place in ["store", "store/.outbox-box"] {
+        let why = fault(place).unwrap();
+        assert!(why.starts_with("bak-verify found it bad: ") && why.contains("is damaged"), "{place}: {why}");
+    }
+    // It is not sent.
+    let out = kit.run("bak-link", [&dest[..], &["--explain"]].concat());
+    assert!(out.records().iter().all(|record| record["link"]["box"]["decision"] == "not good"), "{}", out.out);
+    // It was the cable.
+    flip();
+    kit.run("bak-verify", [&dest[..], &["g", "--mark"]].concat()).clean();
+    assert_eq!((fault("store"), fault("store/.outbox-box")), (None, None));
+    let sidecar: Value = serde_json::from_slice(&fs::read(path.with_extension("dump.json")).unwrap()).unwrap();
+    assert_eq!(sidecar["verify"], json!({"decision": "good", "why": "SHA-256 as recorded", "at": NOW}));
+    assert_eq!(fs::metadata(path.with_extension("dump.json")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn which_ones_and_in_which_order() {
+    let kit = Kit::new();
+    for (vm, on) in [("a", 17), ("a", 18), ("b", 16)] {
+        kit.dump(vm, &format!("2026-11-{on}T02:00:00Z"), 1000);
+    }
+    let ids = |args: &[&str]| verify(&kit, args).clean().column("id");
+    let [a17, a18, b16] = ["a@20261117T020000Z", "a@20261118T020000Z", "b@20261116T020000Z"];
+    assert_eq!(ids(&["--all"]), [b16, a17, a18]);
+    assert_eq!(ids(&["--all", "--latest"]), [b16, a18]);
+    assert_eq!(ids(&[a17, "b*"]), [b16, a17]);
+    // A share each night: what was verified longest ago goes first, and nothing twice within its time.
+    assert_eq!(ids(&["--all", "--mark", "--max-bytes", "1500"]), [b16, a17]);
+    assert_eq!(ids(&["--all", "--max-bytes", "1"]), [a18]);
+    assert_eq!(ids(&["--all", "--reverify-after", "30d"]), [a18]);
+    let later = ["--store", "store", "--all", "--reverify-after", "30d", "--now", "2026-12-25T00:00:00Z"];
+    assert_eq!(kit.run("bak-verify", later).clean().column("id"), [a18, b16, a17]);
+    // By records; what bak does not know is passed on.
+    let piped = kit
+        .sh(&format!("bak-list store --id {a17} | sed 's/}}$/,\"note\":\"x\"}}/' | bak-verify --store store -"))
+        .clean();
+    assert_eq!((piped.column("id"), piped.column("note")), (vec![a17.to_owned()], vec!["x".to_owned()]));
+    let planned = verify(&kit, &["--all", "-n"]).clean().records();
+    assert!(planned.iter().all(|record| record["planned"] == true));
+    verify(&kit, &["nobody"]).expect(1).says("nobody: no dump matches it");
+    verify(&kit, &[]).expect(2).says("say which");
+    kit.run("bak-verify", ["--from", "nowhere", "--all"]).expect(2).says("there is no store at nowhere");
+}
+
+#[test]
+fn what_cannot_be_read_is_not_called_bad() {
+    let kit = Kit::new();
+    let path = put(&kit, "g", "raw", &noise(1, 5000), true);
+    let run = |args: &[&str]| {
+        let mut command = kit.command("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=read", "-P"]).arg(&path);
+        command.args(["-e", "inject=read:error=EIO"]).arg(bin_dir().join("bak-verify"));
+        command.args(["--store", "store", "g"]).args(args);
+        finish(command, "")
+    };
+    let ran = run(&["--mark"]).expect(1).says("cannot be verified: cannot read").says("Input/output error");
+    assert_eq!(verdict(&ran).0, "unknown");
+    assert!(!fs::read_to_string(sidecar(&path)).unwrap().contains("verify"));
+    verify(&kit, &["g"]).clean();
+}
+
+fn sidecar(path: &Path) -> PathBuf {
+    path.with_extension("dump.json")
+}
