@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::CommandFdExt;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -49,6 +49,7 @@ pub struct Program {
     on_our_death: Signal,
     timeout: Option<Duration>,
     own_locale: bool,
+    own_group: bool,
 }
 
 /// A program that is there and cannot be run.
@@ -104,6 +105,7 @@ impl Program {
             on_our_death: Signal::KILL,
             timeout: None,
             own_locale: false,
+            own_group: false,
         })
     }
 
@@ -162,6 +164,13 @@ impl Program {
         self
     }
 
+    /// Makes it the head of a process group, so that [`stop_group`] reaches all that it starts. A terminal's signals do not
+    /// reach it then, but our death does.
+    pub fn in_own_group(mut self) -> Self {
+        self.own_group = true;
+        self
+    }
+
     fn command(&mut self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command
@@ -172,6 +181,9 @@ impl Program {
         command.arg(&self.path).args(&self.args);
         if !self.own_locale {
             command.env("LC_ALL", "C");
+        }
+        if self.own_group {
+            command.process_group(0);
         }
         command.envs(self.env.drain(..));
         if let Some(dir) = &self.dir {
@@ -332,6 +344,32 @@ pub fn stop(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// Whether a program has ended. It is not taken leave of: its number stays its own.
+pub fn has_ended(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        Some(pid) => !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)),
+        None => true,
+    }
+}
+
+/// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
+/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
+pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
+    // Not reaped yet, so its number, which is the group's, is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        if !has_ended(child) {
+            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+        }
+        let asked = Instant::now();
+        while asked.elapsed() < patience && !has_ended(child) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    child.wait().context("cannot wait for a program")
 }
 
 impl Finished {

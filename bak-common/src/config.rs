@@ -10,6 +10,10 @@ use crate::report::Kind;
 use crate::select::{Filter, Pattern, Subject};
 use crate::units::{Limit, Size, Span, limit};
 
+mod vzdump;
+
+pub use vzdump::{Mode, Vzdump, Writer};
+
 /// Where the configuration is if nobody says.
 pub const PATH: &str = "/etc/bak/bak.toml";
 
@@ -38,6 +42,10 @@ pub struct Config {
     /// Retention in the local store.
     pub keep: Keep,
     pub image: Image,
+    pub vzdump: Vzdump,
+    /// What flags say of it: beats the rules, too.
+    #[serde(skip)]
+    pub vzdump_flags: Vzdump,
     pub dest: Vec<Dest>,
     pub guest: Vec<Rule>,
 }
@@ -164,6 +172,7 @@ pub struct Rule {
     pub keep: Option<Keep>,
     /// Retention at a destination, by its name.
     pub keep_at: BTreeMap<String, Keep>,
+    pub vzdump: Option<Vzdump>,
     #[serde(skip)]
     compiled: Compiled,
 }

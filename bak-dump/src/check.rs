@@ -16,37 +16,44 @@ pub enum Compared {
     Differs(String),
 }
 
-/// Compares every file; with `hash` all of its content, else its size. An error says what could not be read, which proves
+/// Compares every file; with `content` all of it, else its size. An error says what could not be read, which proves
 /// nothing.
-pub fn compare(store: &Store, entry: &Entry, hash: bool, tick: &dyn Fn(Progress) -> Result<()>) -> Result<Compared> {
+pub fn compare(store: &Store, entry: &Entry, content: bool, tick: &dyn Fn(Progress) -> Result<()>) -> Result<Compared> {
     let mut done = 0;
-    let mut buffer = vec![0; 1 << 20];
     let mut unhashed = Vec::new();
     for file in &entry.dump.files {
-        let mut input = store.open_file(entry, &file.name)?;
+        let input = store.open_file(entry, &file.name)?;
         let size = input.metadata().with_context(|| format!("cannot look at {}", file.name))?.len();
         if size != file.bytes {
             return Ok(Compared::Differs(format!("{} has {size} bytes instead of {}", file.name, file.bytes)));
         }
-        let Some(expected) = file.sha256.as_ref().filter(|_| hash) else {
+        let Some(expected) = file.sha256.as_ref().filter(|_| content) else {
             unhashed.push(file.name.clone());
             continue;
         };
-        let mut hasher = Sha256::new();
-        loop {
-            let count = input.read(&mut buffer).with_context(|| format!("cannot read {}", file.name))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-            done += count as u64;
-            tick(Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 })?;
-        }
-        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let all = entry.dump.bytes.max(1) as f64;
+        let (_, found) = hash(input, &|now| tick(Progress { done: (done + now) as f64 / all }))
+            .with_context(|| format!("cannot read {}", file.name))?;
+        done += size;
         if found != *expected {
             let why = format!("{} is damaged: its SHA-256 is {found} instead of {expected}", file.name);
             return Ok(Compared::Differs(why));
         }
     }
     Ok(Compared::Same { unhashed })
+}
+
+/// Reads to the end: bytes, and SHA-256 in hexadecimal. `tick` is told how many were read so far; its error ends the work.
+pub fn hash(mut input: impl Read, tick: &dyn Fn(u64) -> Result<()>) -> Result<(u64, String)> {
+    let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let count = input.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        bytes += count as u64;
+        tick(bytes)?;
+    }
+    Ok((bytes, hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }

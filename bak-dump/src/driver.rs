@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 pub mod image;
 pub mod image_restore;
+pub mod vzdump;
 
 /// The drivers there are.
-const KNOWN: [&str; 1] = [image::NAME];
+const KNOWN: [&str; 2] = [image::NAME, vzdump::NAME];
 
 /// The guests that a driver found; those that it could not read are failures of their own.
 #[derive(Debug, Default)]
@@ -68,6 +69,8 @@ pub struct Made {
     pub mode: Option<String>,
     /// The guest's fingerprint as it was dumped: it may have been used since it was listed.
     pub fingerprint: Option<String>,
+    /// To be kept whatever the retention rules say; the driver has marked it so in its hypervisor's way.
+    pub protected: bool,
     /// Further fields for the dump's record.
     pub extra: Map<String, Value>,
 }
@@ -159,6 +162,7 @@ impl DriverArgs {
 pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
     match name {
         image::NAME => Ok(Box::new(image::Image::new(config)?)),
+        vzdump::NAME => Ok(Box::new(vzdump::Vzdump::new(config)?)),
         other => Err(Kind::Usage.says(format!(
             "there is no driver `{}`; there is: {}",
             bak_common::name::printable(other),

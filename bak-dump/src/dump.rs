@@ -11,11 +11,11 @@ mod space;
 
 use anyhow::Result;
 use bak_common::args::{Common, Picks, Places, Session};
-use bak_common::config::Config;
+use bak_common::config::{Config, Mode, Vzdump, Writer};
 use bak_common::jsonl;
 use bak_common::report::Kind;
 use bak_common::store::Store;
-use bak_common::units::{Size, Span};
+use bak_common::units::{Rate, Size, Span};
 use clap::Parser;
 use std::path::PathBuf;
 
@@ -38,6 +38,8 @@ struct Cli {
     driver: DriverArgs,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    vzdump: VzdumpArgs,
     #[command(flatten)]
     picks: Picks,
     /// The store of dumps
@@ -74,6 +76,62 @@ struct Options {
     /// The database of bak-state: claim each guest there while it is dumped
     #[arg(long, value_name = "DIR")]
     db: Option<PathBuf>,
+}
+
+/// How vzdump is called; beats the configuration.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Dumps by vzdump")]
+struct VzdumpArgs {
+    /// Who writes the archive: bak (compressed so that a change costs little on the wire) or vzdump [default: bak]
+    #[arg(long, value_name = "WHO", value_parser = word::<Writer>)]
+    writer: Option<Writer>,
+    /// snapshot, suspend or stop [default: snapshot]
+    #[arg(long, value_name = "MODE", value_parser = word::<Mode>)]
+    mode: Option<Mode>,
+    /// How fast vzdump may read
+    #[arg(long, value_name = "RATE")]
+    bwlimit: Option<Rate>,
+    /// Its priority on the disk, from 0 to 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=8))]
+    ionice: Option<u8>,
+    /// How long it waits for another vzdump
+    #[arg(long, value_name = "DUR")]
+    lockwait: Option<Span>,
+    /// Leave this path of containers out; may be repeated
+    #[arg(long, value_name = "PATH")]
+    exclude_path: Vec<String>,
+    /// As vzdump takes it: enabled=1,storage=local-lvm
+    #[arg(long, value_name = "OPTIONS")]
+    fleecing: Option<String>,
+    /// Mark the dumps so that neither Proxmox nor bak-prune removes them
+    #[arg(long)]
+    protected: bool,
+    /// How long one guest may take
+    #[arg(long, value_name = "DUR")]
+    timeout: Option<Span>,
+}
+
+/// One of a few words, as the configuration spells them.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|error| error.to_string())
+}
+
+impl VzdumpArgs {
+    fn flags(&self) -> Vzdump {
+        Vzdump {
+            writer: self.writer,
+            mode: self.mode,
+            level: None,
+            bwlimit: self.bwlimit,
+            ionice: self.ionice,
+            lockwait: self.lockwait,
+            exclude_path: self.exclude_path.clone(),
+            fleecing: self.fleecing.clone(),
+            protected: self.protected.then_some(true),
+            timeout: self.timeout,
+            etc: None,
+        }
+    }
 }
 
 const HELP: &str = "\
@@ -126,6 +184,7 @@ pub fn run() -> Result<u8> {
         Format::new(format)?;
         session.config.image.format = Some(format.clone());
     }
+    session.config.vzdump_flags = cli.vzdump.flags();
     if cli.common.check_config {
         return check_config(cli.driver.driver(&mut session.config)?.as_ref(), &session);
     }

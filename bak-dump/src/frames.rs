@@ -26,6 +26,9 @@ pub const LEVEL: i32 = 3;
 /// Pieces on their way to and from each compressing thread.
 const AHEAD: usize = 16;
 
+/// How long a piece was, and its frame.
+type Framed = Result<(usize, Vec<u8>)>;
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -48,7 +51,7 @@ pub fn write(
 ) -> Result<Written> {
     std::thread::scope(|scope| {
         let mut to: Vec<SyncSender<Vec<u8>>> = Vec::new();
-        let mut from: Vec<Receiver<Result<(usize, Vec<u8>)>>> = Vec::new();
+        let mut from: Vec<Receiver<Framed>> = Vec::new();
         for _ in 0..threads.max(1) {
             let (pieces, work) = sync_channel(AHEAD);
             let (done, frames) = sync_channel(AHEAD);
@@ -85,7 +88,7 @@ fn read(input: impl Read, to: Vec<SyncSender<Vec<u8>>>) -> Result<()> {
     Ok(())
 }
 
-fn compress(level: i32, work: &Receiver<Vec<u8>>, done: &SyncSender<Result<(usize, Vec<u8>)>>) {
+fn compress(level: i32, work: &Receiver<Vec<u8>>, done: &SyncSender<Framed>) {
     let mut compressor = Compressor::new(level).and_then(|mut new| {
         new.set_parameter(CParameter::ChecksumFlag(true))?;
         Ok(new)
@@ -102,11 +105,7 @@ fn compress(level: i32, work: &Receiver<Vec<u8>>, done: &SyncSender<Result<(usiz
 }
 
 /// Writes the frames in the order of their pieces.
-fn collect(
-    from: &[Receiver<Result<(usize, Vec<u8>)>>],
-    output: &mut impl Write,
-    tick: &dyn Fn(u64) -> Result<()>,
-) -> Result<Written> {
+fn collect(from: &[Receiver<Framed>], output: &mut impl Write, tick: &dyn Fn(u64) -> Result<()>) -> Result<Written> {
     let mut hasher = Sha256::new();
     let (mut stream, mut bytes) = (0, 0);
     for frames in from.iter().cycle() {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
-use crate::driver::{self, Order, Progress};
+use crate::driver::{self, Order, Progress, image};
 use crate::{origin, pick};
 
 /// Bring dumps back
@@ -44,8 +44,9 @@ struct Cli {
     /// Call the guest so
     #[arg(long = "as", value_name = "NEWVM", value_parser = |text: &str| GuestName::new(text))]
     new_name: Option<GuestName>,
-    /// Write here: an existing directory, or a file for a dump of one disk [default: where it came from]
-    #[arg(long, value_name = "PATH")]
+    /// Write here: an existing directory, or a file for a dump of one disk; for guests of Proxmox a storage, by its name
+    /// [default: where it came from]
+    #[arg(long, value_name = "PATH|STORAGE")]
     to: Option<PathBuf>,
     /// Write this format
     #[arg(long, value_enum)]
@@ -92,12 +93,6 @@ pub fn main() -> Result<u8> {
         Some(from) => origin::dir(from, &cli.places, &session)?,
         None => cli.places.store(&session.config)?,
     };
-    if cli.from.is_some() && cli.to.is_none() && !cli.common.check_config {
-        // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
-        return Err(
-            Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
-        );
-    }
     let store = Store::open(&path)?;
     let listing = store.list();
     if cli.common.check_config {
@@ -159,7 +154,14 @@ fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Res
             session.report.fail(&path.display().to_string(), &anyhow!("{:#}", bad.error));
         }
     }
-    let one_file = cli.to.as_ref().is_some_and(|to| !to.is_dir());
+    let images = found.iter().any(|wanted| wanted.entry.dump.driver == image::NAME);
+    if images && cli.from.is_some() && cli.to.is_none() {
+        // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
+        return Err(
+            Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
+        );
+    }
+    let one_file = images && cli.to.as_ref().is_some_and(|to| !to.is_dir());
     if found.len() > 1 && (cli.new_name.is_some() || one_file) {
         return Err(Kind::Usage.says(format!(
             "{} dumps cannot all {}",

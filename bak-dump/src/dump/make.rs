@@ -271,6 +271,7 @@ impl<'a> Run<'a> {
         dump.bytes = made.files.iter().map(|file| file.bytes).sum();
         dump.files = made.files;
         dump.mode = made.mode;
+        dump.protected = made.protected;
         dump.expires = self.plan.expire.map(|seconds| dump.started.plus(seconds));
         dump.annotation.clone_from(&self.plan.annotation);
         dump.finished = self.session.clock().max(dump.started);
