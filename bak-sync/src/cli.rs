@@ -24,7 +24,7 @@ Examples:
       one pass: everything that bak-link put into this outbox
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --limit 10G --limit 200G/month
       no more than that: what is cut goes on in the next pass
-  bak-sync --outbox /var/bak/.outbox-box --dest box=rsync://pve1@box/bak --password-file /etc/bak/box.pass
+  bak-sync --outbox /var/bak/.outbox-box --dest box=rsync://me@box/bak --password-file /etc/box.pass
       to the module `bak` of an rsync daemon; over ssh it is --dest box=backup@box:/srv/bak
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
       after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't

@@ -73,7 +73,10 @@ impl Pass<'_> {
                         links.push((basis.there.clone(), new));
                     })
                 }
-                None if journey.way.sliced && self.far.loses_partials() => self.lay_empty(place, file),
+                None if journey.way.sliced && (self.far.loses_partials() || self.far.may_hide_partials()) => {
+                    self.warn(dump, "cannot be sent in slices", self.lay_empty(place, file));
+                    Ok(())
+                }
                 None => Ok(()),
             };
             self.warn(dump, "goes without a basis", laid);

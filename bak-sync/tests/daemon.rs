@@ -195,8 +195,19 @@ fn what_a_daemon_refuses_is_said_in_words() {
 }
 
 #[test]
+fn a_module_that_hides_what_has_arrived_of_a_file_is_said() {
+    let place = Place::daemon("exclude = .part/");
+    place.wait_there("web", DAY1, 400_000, json!({}));
+    let ran = place.sync(["--limit", "200K"]).expect(0);
+    ran.says("web@20261118T010000Z: cannot be sent in slices: the module's filters exclude");
+    place.sync([]).clean();
+    assert_eq!(check_store(&place.far()).whole.len(), 1);
+}
+
+#[test]
 fn what_a_daemon_refuses_and_is_not_needed_is_done_without() {
-    for more in ["refuse options = compress fsync", "refuse options = delete"] {
+    let odd = "munge symlinks = yes\nincoming chmod = Dug+rwx,Fug+rw";
+    for more in ["refuse options = compress fsync", "refuse options = delete", odd] {
         let place = Place::daemon(more);
         let mut content = noise(1, 1_000_000);
         place.wait_with("web", DAY1, &content, json!({}));

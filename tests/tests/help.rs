@@ -1,9 +1,11 @@
 //! Every example in a `--help` is run, in a place where the paths it names exist; and every help tells the exit statuses.
 
+use bak_tests::rsyncd::Rsyncd;
 use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, noise, put_dump};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 const TOOLS: [&str; 9] = [
     "bak-guests",
@@ -18,11 +20,12 @@ const TOOLS: [&str; 9] = [
 ];
 
 /// What stands in the examples, and what it is here.
-fn here(kit: &Kit, sshd: &Sshd, example: &str) -> String {
+fn here(kit: &Kit, sshd: &Sshd, rsyncd: &Rsyncd, example: &str) -> String {
     let root = kit.path("root").display().to_string();
     let far = format!("127.0.0.1:{root}/srv/bak");
-    let mut line = example.replace("backup@box:/srv/bak", &far);
-    for top in ["/var/", "/srv/", "/mnt/", "/nas/"] {
+    let module = rsyncd.url().replace("//", "//me@");
+    let mut line = example.replace("backup@box:/srv/bak", &far).replace("rsync://me@box/bak", &module);
+    for top in ["/var/", "/srv/", "/mnt/", "/nas/", "/etc/"] {
         line = line
             .replace(&format!(" {top}"), &format!(" {root}{top}"))
             .replace(&format!("={top}"), &format!("={root}{top}"));
@@ -47,7 +50,7 @@ fn here(kit: &Kit, sshd: &Sshd, example: &str) -> String {
     line.split(" | ").map(with_config).collect::<Vec<_>>().join(" | ")
 }
 
-fn scene() -> (Kit, Sshd) {
+fn scene() -> (Kit, Sshd, Rsyncd) {
     let kit = Kit::new();
     let sshd = Sshd::start(&kit.path("sshd"));
     let root = kit.path("root");
@@ -85,14 +88,17 @@ fn scene() -> (Kit, Sshd) {
         ))
         .clean();
     }
-    (kit, sshd)
+    let password = kit.write("root/etc/box.pass", "open sesame\n");
+    fs::set_permissions(password, fs::Permissions::from_mode(0o600)).unwrap();
+    let rsyncd = Rsyncd::start(&kit.path("rsyncd"), &root.join("mnt/box"), "");
+    (kit, sshd, rsyncd)
 }
 
 #[test]
 fn every_example_works() {
     let mut run = 0;
     for tool in TOOLS {
-        let (kit, sshd) = scene();
+        let (kit, sshd, rsyncd) = scene();
         let mut helps = vec![kit.run(tool, ["--help"]).clean().out];
         if tool == "bak-state" {
             helps.extend(
@@ -106,7 +112,7 @@ fn every_example_works() {
             for line in help.lines().filter(|line| line.starts_with("  bak-")) {
                 // An explanation may follow in another column.
                 let example = line.trim().split("   ").next().unwrap();
-                let line = here(&kit, &sshd, example);
+                let line = here(&kit, &sshd, &rsyncd, example);
                 let ran = kit.sh(&line);
                 assert_eq!(ran.status, 0, "{tool}: {example}\n{line}\n{}", ran.err);
                 own += 1;

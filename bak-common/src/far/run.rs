@@ -140,7 +140,7 @@ impl Far {
 
     /// rsync's `-e`: a meter that lets `room` bytes pass, before our ssh, before the other end of rsync here, or before a
     /// daemon's socket. For that rsync is told that the daemon is reached by a remote shell, which is the meter: what it
-    /// would have the shell run is ignored, as the daemon runs already.
+    /// would have the shell run is ignored, as the daemon runs already. (What `RSYNC_CONNECT_PROG` says a shell would read.)
     fn metered_shell(&self, counts: &Path, room: u64) -> OsString {
         // The path stays ours even if this program is replaced by a newer one meanwhile.
         let mut shell = quote(OsString::from(format!("/proc/{}/exe", std::process::id())));

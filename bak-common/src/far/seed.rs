@@ -58,6 +58,12 @@ impl Far {
         self.restricted == Some(true)
     }
 
+    /// Whether the far side may have been told to take no partial files, which only shows when one is laid: a daemon's
+    /// filters can hide them, and then each slice would begin anew.
+    pub fn may_hide_partials(&self) -> bool {
+        matches!(self.url, Url::Daemon(_))
+    }
+
     /// Makes an empty partial file of `name` over there. Sends about 150 bytes.
     pub fn seed_empty(&self, place: &str, partial: &str, name: &str) -> Result<()> {
         let empty = FarFile {

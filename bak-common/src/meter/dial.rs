@@ -45,13 +45,13 @@ pub(super) fn dialed(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let (host, port) = (word()?, word()?);
     let port = port.parse().context("wrong use of an internal option")?;
     let socket = connect(&host, port)?;
-    // As ssh is told: a line that is dead for a minute is dead, also where rsync waits for nothing.
+    // As ssh is told: a line that is dead for a minute is dead, also where rsync waits for nothing. What was sent and is
+    // not acknowledged has rsync's own time limit: TCP's would also end a line whose other end is only slow to read.
     let _ = socket.set_nodelay(true);
     let _ = sockopt::set_socket_keepalive(&socket, true);
     let _ = sockopt::set_tcp_keepidle(&socket, Duration::from_secs(15));
     let _ = sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(15));
     let _ = sockopt::set_tcp_keepcnt(&socket, 4);
-    let _ = sockopt::set_tcp_user_timeout(&socket, 60_000);
     let line = Arc::new(line);
     let to = Half(socket.try_clone().context("cannot share a connection")?);
     let shared = Arc::clone(&line);
