@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::name::{is_component, printable};
@@ -130,7 +131,8 @@ pub fn distrust(stat: &Stat) -> Option<String> {
 
 /// Why something is not owned by those whom we trust.
 pub fn foreign(stat: &Stat) -> Option<String> {
-    let me = rustix::process::geteuid().as_raw();
+    static ME: OnceLock<u32> = OnceLock::new();
+    let me = *ME.get_or_init(|| rustix::process::geteuid().as_raw());
     (stat.st_uid != 0 && stat.st_uid != me)
         .then(|| format!("belongs to the user {}, neither root nor us ({me})", stat.st_uid))
 }

@@ -336,10 +336,12 @@ fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) ->
         dump
     };
     // All of it goes into the log, also where the reader of our output has gone.
-    for item in items.iter().filter(done).filter(|item| item.decision != Decision::Keep) {
+    let logged = |item: &&Item| session.report.is_logged() && item.decision != Decision::Keep;
+    for item in items.iter().filter(done).filter(logged) {
         session.report.decided(&to_line(&Record::Dump(Box::new(record(item)))));
     }
-    for item in items.iter().filter(done).filter(|item| item.decision == Decision::Remove || session.explain) {
+    let shown = |item: &&Item| !session.quiet && (item.decision == Decision::Remove || session.explain);
+    for item in items.iter().filter(done).filter(shown) {
         output.put(item.decision, record(item))?;
     }
     Ok(())
