@@ -26,13 +26,15 @@ impl Rsyncd {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let shown = dir.display();
         let conf = format!(
-            "log file = {shown}/log\nlock file = {shown}/lock\nuse chroot = no\nuid = {}\ngid = {}\n\
+            "motd file = {shown}/motd\nlog file = {shown}/log\nlock file = {shown}/lock\nuse chroot = no\nuid = {}\ngid = {}\n\
              [bak]\npath = {}\nread only = no\n{more}\n",
             own_id("-u"),
             own_id("-g"),
             path.display()
         );
         fs::write(dir.join("conf"), conf).unwrap();
+        // What it tells everybody must not be taken for a listing.
+        fs::write(dir.join("motd"), "Welcome!\n-rw-------          1,000 2026/11/20 01:00:00 free/space\n").unwrap();
         let child = Command::new("rsync")
             .args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}")])
             .arg(format!("--config={shown}/conf"))

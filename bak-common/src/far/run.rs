@@ -88,6 +88,8 @@ impl Far {
             }
         }
         if let Url::Daemon(_) = self.url {
+            // What a daemon greets everybody with is no listing.
+            program = program.arg("--no-motd");
             match &self.password_file {
                 Some(path) => program = program.arg([b"--password-file=", path.as_os_str().as_bytes()].concat_os()),
                 // Without one it would ask for it on the terminal, and wait.
