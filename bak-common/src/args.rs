@@ -187,6 +187,8 @@ pub struct Destination {
     pub store: Option<PathBuf>,
     pub limits: Vec<Limit>,
     pub bwlimit: Option<String>,
+    /// When a pass ends, as it was written.
+    pub until: Option<String>,
     pub overdraft: bool,
     /// Whether bak-link copies what can't be linked.
     pub copy: bool,
@@ -313,6 +315,7 @@ impl Places {
             store: store.map(Path::to_owned),
             limits: known.limits().context("limit")?,
             bwlimit: known.bwlimit,
+            until: known.until,
             overdraft: known.overdraft,
             copy: known.copy,
             access: Access { ssh: known.ssh, password_file: known.password_file },

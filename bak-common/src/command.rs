@@ -18,6 +18,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+pub mod guard;
+
 const TRAMPOLINE: &str = "--bak-exec";
 const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
@@ -50,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    tick: Duration,
 }
 
 /// A program that is there and cannot be run.
@@ -77,7 +80,7 @@ pub struct Finished {
 /// What a caller may do while a program runs: see its output as it comes, and stop it.
 pub enum Event<'a> {
     Output(&'a [u8]),
-    /// At least five times a second.
+    /// At least five times a second, or as often as asked for: see [`Program::ticking`].
     Tick,
 }
 
@@ -106,6 +109,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            tick: Duration::from_millis(100),
         })
     }
 
@@ -158,15 +162,21 @@ impl Program {
         self
     }
 
+    /// Has [`Event::Tick`] come about this often.
+    pub fn ticking(mut self, every: Duration) -> Self {
+        self.tick = every;
+        self
+    }
+
     /// Leaves it the user's locale, for a program that the user named: what others print we may have to read.
     pub fn own_locale(mut self) -> Self {
         self.own_locale = true;
         self
     }
 
-    /// Makes it the head of a process group, so that [`stop_group`] reaches all that it starts. A terminal's signals do not
-    /// reach it then, but our death does.
-    pub fn in_own_group(mut self) -> Self {
+    /// Puts it, and what it starts, into a process group of their own: what a terminal sends to ours does not reach them,
+    /// and they can be ended together: see [`stop_group`].
+    pub fn own_group(mut self) -> Self {
         self.own_group = true;
         self
     }
@@ -286,7 +296,7 @@ impl Program {
                 }
                 std::thread::sleep(Duration::from_millis(2));
             } else {
-                match said.recv_timeout(Duration::from_millis(100)) {
+                match said.recv_timeout(self.tick) {
                     Ok(event) => {
                         if let Err(error) = hear(event, &mut open, &mut watch) {
                             break Err(error);
@@ -303,7 +313,7 @@ impl Program {
                     }
                 }
             }
-            if ticked.elapsed() > Duration::from_millis(150) {
+            if ticked.elapsed() >= self.tick {
                 ticked = Instant::now();
                 if let Err(error) = watch(Event::Tick) {
                     break Err(error);
@@ -323,7 +333,11 @@ impl Program {
                 Ok(Finished { name: self.name, status, stdout: Vec::new(), stderr })
             }
             Err(error) => {
-                stop(&mut child);
+                if self.own_group {
+                    stop_group(&mut child);
+                } else {
+                    stop(&mut child);
+                }
                 Err(error)
             }
         }
@@ -355,13 +369,22 @@ pub fn has_ended(child: &Child) -> bool {
     }
 }
 
-/// Ends a program that was started [`Program::in_own_group`], and everything in its group: asks first, and insists once the
-/// program has ended or `patience` has. Says how it ended. Nobody may have waited for it before.
-pub fn stop_group(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    // Not reaped yet, so its number, which is the group's, is nobody else's.
+/// How long a program that has its own group may take to end if nobody says.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
+/// that is left of its group is ended. It is gone when this returns.
+pub fn stop_group(child: &mut Child) {
+    // How it ended does not matter here.
+    let _ = stop_group_within(child, PATIENCE);
+}
+
+/// The same with another patience, and how it ended. Nobody may have waited for it before: as long as nobody has, its
+/// number, which is the group's, is nobody else's.
+pub fn stop_group_within(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         if !has_ended(child) {
-            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+            let _ = rustix::process::kill_process(group, Signal::TERM);
         }
         let asked = Instant::now();
         while asked.elapsed() < patience && !has_ended(child) {

@@ -123,6 +123,8 @@ pub struct Dest {
     pub outbox: Option<PathBuf>,
     limit: Option<OneOrMany>,
     pub bwlimit: Option<String>,
+    /// When a pass ends, `06:00`.
+    pub until: Option<String>,
     pub overdraft: bool,
     /// Whether bak-link copies into an outbox on another file system.
     pub copy: bool,

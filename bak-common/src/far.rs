@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::lock::Lock;
 use crate::meter::{Speed, Wire};
@@ -19,6 +19,7 @@ use crate::meter::{Speed, Wire};
 mod append;
 mod cache;
 mod daemon;
+mod end;
 pub mod identity;
 mod listing;
 mod look;
@@ -33,6 +34,7 @@ mod url;
 
 pub use append::Slice;
 pub use cache::Cache;
+pub use end::TimeIsUp;
 pub use listing::{FarFile, FarKind};
 pub use look::Fetched;
 pub use ran::{LimitReached, Ran, refused};
@@ -87,6 +89,9 @@ pub struct Far {
     pace: Option<Pace>,
     /// Nothing may cross the line for hours, and that is right.
     may_wait: bool,
+    time: Option<end::Time>,
+    /// How many bytes of its files a running transfer has dealt with, crossed or not.
+    position: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -106,6 +111,8 @@ pub struct Bounds<'a> {
     pub at_most: Option<u64>,
     /// Bytes that the far side reads or writes in silence meanwhile: it is given the time for that.
     pub silent: u64,
+    /// It may take long, so it ends when the time is up ([`Far::until`]); what is small and finishes something goes on.
+    pub long: bool,
 }
 
 impl<'a> Bounds<'a> {
@@ -136,6 +143,8 @@ impl Far {
             traffic: Mutex::new(Traffic { wire: Wire::default(), left: None }),
             pace: None,
             may_wait: false,
+            time: None,
+            position: Arc::default(),
         };
         fs::create_dir_all(scratch.join("empty")).context("cannot make a temporary directory")?;
         if let Url::Ssh { .. } = far.url {
@@ -164,6 +173,11 @@ impl Far {
     /// How fast to send now.
     fn speed(&self) -> Speed {
         self.pace.as_ref().map(|pace| pace.0()).unwrap_or_default()
+    }
+
+    /// How many bytes of its files a running transfer has dealt with, whether they had to cross or not.
+    pub fn position(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.position)
     }
 
     /// Whether a meter stands between rsync and the far side.
@@ -300,7 +314,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         if let Some(master) = &mut self.master {
-            crate::command::stop(master);
+            crate::command::stop_group(master);
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct Attempt {
     pub wire_out: u64,
     pub wire_in: u64,
     pub seconds: u64,
-    /// `running`, `sent`, `failed`, `cut`, or `done` for what is no dump.
+    /// `running`, `sent`, `failed`, `cut` (by a limit, or by the clock), `stopped` (by a signal), or `done` for what is no dump.
     pub result: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -57,6 +57,47 @@ pub struct Pass {
     /// A limit ended it, or kept dumps from being begun.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub limited: bool,
+    /// How it ended; absent in lines of before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// Bytes of data of the dumps that were sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+    /// Dumps that were begun and go on in the next pass.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut: u64,
+    /// Each limit, when it ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitUse>,
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ended {
+    /// All that waited has been tried.
+    Done,
+    /// A limit was reached, or too little was left of one.
+    Limit,
+    /// It was told to last until then.
+    Until,
+    /// By a signal.
+    Stopped,
+    /// The line is down.
+    Failed,
+}
+
+/// How much of a limit is used, this pass included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitUse {
+    /// As users write it: `10G/day`.
+    pub limit: String,
+    pub bytes: u64,
+    pub used: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +125,17 @@ impl Ledger {
             .filter(|a| a.at >= from)
             .map(|a| a.wire_out.saturating_add(a.wire_in))
             .fold(0, u64::saturating_add)
+    }
+
+    /// The attempts at each dump.
+    pub fn by_dump(&self) -> HashMap<&DumpId, Vec<&Attempt>> {
+        let mut found: HashMap<&DumpId, Vec<&Attempt>> = HashMap::new();
+        for attempt in &self.attempts {
+            if let Some(dump) = &attempt.dump {
+                found.entry(dump).or_default().push(attempt);
+            }
+        }
+        found
     }
 
     /// How many passes were finished after `time`.
@@ -213,8 +265,16 @@ impl Writer {
 
     /// Appends one line, flushed.
     pub fn append(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_string(line).context("cannot describe an attempt")?;
-        text.push('\n');
+        self.append_all(std::slice::from_ref(line))
+    }
+
+    /// Appends lines in their order, flushed once.
+    pub fn append_all(&mut self, lines: &[Line]) -> Result<()> {
+        let mut text = String::new();
+        for line in lines {
+            text.push_str(&serde_json::to_string(line).context("cannot describe an attempt")?);
+            text.push('\n');
+        }
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         written.with_context(|| format!("cannot write the ledger {}", self.path.display()))
     }

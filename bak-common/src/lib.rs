@@ -17,6 +17,8 @@ pub mod period;
 pub mod record;
 pub mod report;
 pub mod select;
+pub mod signals;
+pub mod stop;
 pub mod store;
 pub mod table;
 pub mod units;

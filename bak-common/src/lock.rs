@@ -10,12 +10,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::fsio::{FileMark, open_at};
 use crate::name::printable;
 use crate::report::Kind;
+use crate::stop;
 
 /// No signature is longer.
 const SIGN_MAX: usize = 64 << 10;
@@ -141,6 +142,9 @@ impl Lock {
         }
         let until = Instant::now() + wait;
         let waited = Self::attempt(dir, name, mode, |file| wait_for(file, mode, until))?;
+        if waited.is_none() {
+            stop::check()?;
+        }
         waited.ok_or_else(|| {
             let holder = living_holder(dir, name).map_or_else(|| "another program".to_owned(), |h| h.to_string());
             Kind::Locked.says(format!("{what} is locked by {holder}; waited {} s (--wait)", wait.as_secs()))
@@ -204,7 +208,14 @@ fn wait_for(file: File, mode: Hold, until: Instant) -> (std::io::Result<()>, Opt
         };
         let _ = sender.send((locked, Some(file)));
     });
-    receiver.recv_timeout(until.saturating_duration_since(Instant::now())).unwrap_or((Ok(()), None))
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left.min(Duration::from_millis(100))) {
+            Ok(locked) => return locked,
+            Err(RecvTimeoutError::Timeout) if !left.is_zero() && stop::caught().is_none() => {}
+            Err(_) => return (Ok(()), None),
+        }
+    }
 }
 
 /// Who signed the lock last.

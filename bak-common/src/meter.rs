@@ -12,18 +12,27 @@
 //! [`LEAD`] at most, so that a crash can't forget more, however fast the line is.
 //!
 //! *The speed* stands in the file, too, and may change while the meter runs: it looks at least every 100 ms.
+//!
+//! *The stop.* Whoever started the meter may end the transfer by a word in the file: as at the limit, but at once, and the
+//! far side has a time to end by itself. If rsync is gone the meter ends what it started, and itself.
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+
+mod shell;
+
+use crate::command::Program;
+use shell::{Input, Shell, watch};
 
 /// The internal option that makes any bak program a meter: `--bak-meter COUNTS LIMIT PROGRAM ARGUMENT…`.
 pub const METER: &str = "--bak-meter";
@@ -47,6 +56,9 @@ const INTO: u64 = 8;
 const SEEN: u64 = 16;
 const CUT: u64 = 24;
 const SPEED: u64 = 32;
+/// 0, or one more than the milliseconds that the far side has to end.
+const STOP: u64 = 40;
+const LENGTH: usize = 48;
 
 /// Bytes so far, as rsync's side sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +120,12 @@ pub struct Throttle<F> {
     next: Instant,
 }
 
+/// What rsync and others end programs by.
+const ORDERS: [nix::sys::signal::Signal; 4] = {
+    use nix::sys::signal::Signal;
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1]
+};
+
 /// How often it looks what the speed is.
 const LOOK: Duration = Duration::from_millis(100);
 const CREDIT: Duration = Duration::from_millis(200);
@@ -158,7 +176,7 @@ impl Counts {
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::options().create_new(true).read(true).write(true).open(path);
         let file = file.context("cannot make the meter's file")?;
-        file.write_all_at(&[0; 40], 0).context("cannot write the meter's file")?;
+        file.write_all_at(&[0; LENGTH], 0).context("cannot write the meter's file")?;
         Ok(Self(file))
     }
 
@@ -171,6 +189,14 @@ impl Counts {
         Wire { out: self.number(OUT), into: self.number(INTO) }
     }
 
+    /// Waits for the end of the meter, if rsync has ended without it: until then it may count. It ends by itself then.
+    pub fn settle(&self) {
+        let begun = Instant::now();
+        while self.0.try_lock().is_err() && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Whether the limit ended it.
     pub fn cut(&self) -> bool {
         self.number(CUT) != 0
@@ -180,6 +206,18 @@ impl Counts {
     pub fn set_speed(&self, speed: Speed) {
         // If this fails the old speed holds on.
         let _ = self.0.write_all_at(&speed.number().to_le_bytes(), SPEED);
+    }
+
+    /// Has the meter end the transfer in order, with so much time for the far side.
+    pub fn stop(&self, patience: Duration) {
+        let number = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1);
+        // If this fails rsync is stopped without it.
+        let _ = self.0.write_all_at(&number.to_le_bytes(), STOP);
+    }
+
+    /// Whether the transfer is to end, and how much time the far side has.
+    fn stopped(&self) -> Option<Duration> {
+        self.number(STOP).checked_sub(1).map(Duration::from_millis)
     }
 
     /// Lets the meter run on: this much has been seen.
@@ -207,6 +245,8 @@ impl Line {
             bail!("wrong use of an internal option")
         };
         let counts = File::options().read(true).write(true).open(&counts).context("cannot open the meter's file")?;
+        // Held until this process ends. Where there are no locks nobody waits for us.
+        let _ = counts.lock_shared();
         Ok(Self { counts: Counts(counts), limit, both: AtomicU64::new(0), parent: getppid() })
     }
 
@@ -222,10 +262,15 @@ impl Line {
         before.map_or(0, granted)
     }
 
+    /// Whether nobody is left to see anything, or the transfer is to end.
+    fn is_over(&self) -> bool {
+        getppid() != self.parent || self.counts.stopped().is_some()
+    }
+
     /// Waits until the starter has seen all but the last of what was counted; false if there is none any more.
     fn keep_in_sight(&self) -> bool {
         while self.both.load(SeqCst).saturating_sub(self.counts.number(SEEN)) > LEAD {
-            if getppid() != self.parent {
+            if self.is_over() {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -241,7 +286,7 @@ impl Line {
         // What comes back is little, and is not ours to hold.
         let speed = || if at == OUT { Speed::of(self.counts.number(SPEED)) } else { Speed::Free };
         let mut throttle = Throttle::new(speed);
-        let alive = || if getppid() == self.parent { Ok(()) } else { Err(()) };
+        let alive = || if self.is_over() { Err(()) } else { Ok(()) };
         while let Ok(most) = throttle.turn(buffer.len(), alive) {
             let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return false };
             // Counted before it is passed on: never less than what crossed.
@@ -257,7 +302,8 @@ impl Line {
                 return reached;
             }
             throttle.passed(count);
-            if !self.keep_in_sight() {
+            // What still comes back from one that is to end may pass: it is what the far side ends with.
+            if at == OUT && self.is_over() || !self.keep_in_sight() {
                 return false;
             }
         }
@@ -282,30 +328,32 @@ pub fn run() -> Option<Result<u8>> {
 fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let line = Arc::new(Line::begin(&mut args)?);
     let program = args.next().context("wrong use of an internal option")?;
-    let mut child = Command::new(&program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.to_string_lossy()))?;
+    // What ends rsync, or all of its group, must not end us before what we have started.
+    SigSet::from_iter(ORDERS).thread_block().context("cannot block signals")?;
+    let program = Program::new(&program)?.args(args).own_locale().stdin(Stdio::piped());
+    let mut child = program.spawn(Stdio::piped(), Stdio::inherit())?;
     let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(anyhow!("cannot talk with a program"));
     };
     // Larger pipes mean fewer turns; where that is not allowed the usual size will do.
     let _ = rustix::pipe::fcntl_setpipe_size(&to, 1 << 20);
     let _ = rustix::pipe::fcntl_setpipe_size(&from, 1 << 20);
-    let shared = Arc::clone(&line);
-    // Ends with rsync's stream, or with this process: nobody waits for it. Dropping `to` closes the shell's input.
-    std::thread::spawn(move || shared.pass(std::io::stdin().lock(), to, OUT, 0));
+    let input = Input::new(to);
+    let shell = Arc::new(Shell::new(child));
+    let (shared, to) = (Arc::clone(&line), input.clone());
+    // Both threads end with this process: nobody waits for them.
+    std::thread::spawn(move || {
+        shared.pass(std::io::stdin().lock(), to.clone(), OUT, 0);
+        to.close();
+    });
+    let (watched, known) = (Arc::clone(&line), Arc::clone(&shell));
+    std::thread::spawn(move || watch(&watched, &input, &known));
     // Unbuffered: `Stdout` would look for line ends.
     let stdout = File::from(rustix::io::dup(std::io::stdout()).context("cannot open standard output once more")?);
-    if line.pass(from, stdout, INTO, GRACE)
-        && let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
-    {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    if line.pass(from, stdout, INTO, GRACE) {
+        shell.signal(Signal::TERM);
     }
-    let status = child.wait().context("cannot wait for the remote shell")?;
-    Ok(u8::try_from(status.code().unwrap_or(255)).unwrap_or(255))
+    shell.wait()
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! An outbox: a store of hard links that wait for one destination, and beside them, in its `.bak/`, the history of what
 //! was sent (`sent/<vm>/`), the ledger, and the identity of the far side (`dest`).
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,12 +14,15 @@ use crate::record::{Dump, SentNote};
 use crate::report::Kind;
 use crate::store::{BAK, Store, Unreadable};
 
+mod begun;
+
 const SENT: &str = "sent";
 const GONE: &str = "gone";
 const IDENTITY: &str = "dest";
 const SIGHTED: &str = "sighted";
-const TEMP: &str = ".sent.new";
 const SIDECAR_MAX: u64 = 16 << 20;
+/// So many are noted as sent at once: of each, a file and a directory are open.
+const MANY: usize = 100;
 
 /// The outbox of one destination.
 #[derive(Debug)]
@@ -140,24 +144,55 @@ impl Outbox {
     /// Notes that the dump has arrived. From now on it counts as sent; what was noted before stays if it is the same, unless
     /// it was removed over there since.
     pub fn add_sent(&self, dump: &Dump, note: SentNote) -> Result<Dump> {
-        if let Some(old) = self.sent(dump)? {
+        self.add_all_sent(vec![(dump, note)]).pop().context("nothing was noted")?
+    }
+
+    /// The same for many dumps, step by step for all of them, so that flushes share what they cost. One result
+    /// each.
+    pub fn add_all_sent(&self, arrived: Vec<(&Dump, SentNote)>) -> Vec<Result<Dump>> {
+        let mut results = Vec::new();
+        let mut rest = arrived.into_iter().peekable();
+        while rest.peek().is_some() {
+            let noted: Vec<Result<Noted>> =
+                rest.by_ref().take(MANY).map(|(dump, note)| self.write(dump, note)).collect();
+            let flushed = fsio::sync_good(noted, |one: &Noted| one.file.as_ref().map_or(one.dir.as_fd(), File::as_fd));
+            let put: Vec<Result<Noted>> = flushed.into_iter().map(|noted| noted.and_then(Noted::put)).collect();
+            // One flush serves for all that was made in it.
+            let parent = self.sent_dir().and_then(|sent| sent.map_or(Ok(()), |sent| fsio::sync(sent.as_fd())));
+            let parent = parent.map_err(|error| format!("{error:#}"));
+            let whole = |noted: Noted| parent.clone().map(|()| noted.sent).map_err(|error| anyhow!(error));
+            let placed = fsio::sync_good(put, |one: &Noted| one.dir.as_fd());
+            results.extend(placed.into_iter().map(|noted| noted.and_then(whole)));
+        }
+        results
+    }
+
+    /// Writes the entry of the history for a dump, unflushed, under another name.
+    fn write(&self, dump: &Dump, note: SentNote) -> Result<Noted> {
+        let top = fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?;
+        let place = Self::place(&dump.vm);
+        fsio::make_dir_unflushed(top.as_fd(), &place)?;
+        let dir = fsio::open_dir(top.as_fd(), &place).context("cannot open the history of what was sent")?;
+        if let Some(old) = read_sidecar(dir.as_fd(), &dump.stem)? {
             if !old.same(dump) {
                 bail!("another dump was sent as {}", dump.stem);
             }
             if !self.was_pruned(&old) {
-                return Ok(old);
+                return Ok(Noted { sent: old, dir, file: None });
             }
         }
         let mut sent = dump.bare();
         sent.sent.insert(self.dest.clone(), note);
-        self.write_sent(&sent)?;
-        Ok(sent)
+        // What a crash has left.
+        fsio::unlink(dir.as_fd(), &temp(&sent))?;
+        let file = fsio::write_unflushed(dir.as_fd(), &temp(&sent), &sent.to_sidecar())?;
+        Ok(Noted { sent, dir, file: Some(file) })
     }
 
     fn write_sent(&self, sent: &Dump) -> Result<()> {
         let dir =
             fsio::make_dir(fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?.as_fd(), &Self::place(&sent.vm))?;
-        fsio::write_whole(dir.as_fd(), TEMP, &sent.stem.sidecar(), &sent.to_sidecar())
+        fsio::write_whole(dir.as_fd(), &temp(sent), &sent.stem.sidecar(), &sent.to_sidecar())
     }
 
     /// Whether the history says of this entry of it that bak-prune removed it over there.
@@ -190,6 +225,29 @@ impl Outbox {
             .with_context(|| format!("cannot take {name} out of the history of what was sent"))?;
         fsio::sync(to.as_fd())?;
         fsio::sync(from.as_fd())
+    }
+}
+
+/// An entry of the history that is being written.
+struct Noted {
+    sent: Dump,
+    dir: OwnedFd,
+    /// None where it was there already.
+    file: Option<File>,
+}
+
+/// What an entry of the history is called until it is whole.
+fn temp(sent: &Dump) -> String {
+    format!(".{}.new", sent.stem)
+}
+
+impl Noted {
+    /// Gives the file its name. The directory is not flushed.
+    fn put(self) -> Result<Self> {
+        if self.file.is_some() {
+            fsio::replace(self.dir.as_fd(), &temp(&self.sent), &self.sent.stem.sidecar())?;
+        }
+        Ok(self)
     }
 }
 

@@ -170,7 +170,7 @@ pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> 
         let missing = error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
         return ExitCode::from(if missing { 127 } else { 126 });
     }
-    if let Some(result) = crate::meter::run() {
+    if let Some(result) = crate::meter::run().or_else(crate::command::guard::run) {
         return result.map_or_else(
             |error| {
                 say(program, "", &format!("{error:#}"));
@@ -180,14 +180,15 @@ pub fn main(program: &'static str, run: impl FnOnce() -> anyhow::Result<u8>) -> 
         );
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    match run() {
+    let status = match run() {
         Ok(status) => ExitCode::from(status),
         Err(error) if error.downcast_ref::<PipeClosed>().is_some() => ExitCode::from(1),
         Err(error) => {
             say(program, "", &format!("{error:#}"));
             ExitCode::from(status(&error))
         }
-    }
+    };
+    crate::stop::end(status)
 }
 
 #[cfg(test)]

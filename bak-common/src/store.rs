@@ -22,12 +22,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod annotate;
 mod change;
 mod copy;
 mod going;
 mod link;
 mod looks;
 mod place;
+mod remove;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};

@@ -227,6 +227,9 @@ fn print(session: &Session, stores: &[Read], sides: &[Side], dumps: Vec<(usize, 
         }
         return Ok(());
     }
+    if dumps.is_empty() && session.report.failed() > 0 {
+        return Ok(());
+    }
     let many = stores.len() > 1;
     let mut headings = vec!["dump", "name", "started", "age", "size", "state"];
     if many {

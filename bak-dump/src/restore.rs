@@ -199,7 +199,7 @@ fn restore_all(cli: &Cli, session: &Session, store: &Store, wanted: Vec<Wanted>)
             Err(error) => session.report.fail(id, &error),
         }
     }
-    if session.table && !session.quiet {
+    if session.table && !session.quiet && !rows.is_empty() {
         let to = if session.dry_run { "would be written to" } else { "written to" };
         out.line(&table(&["dump", "size", to], &[1], rows))?;
     }

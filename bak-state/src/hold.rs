@@ -12,6 +12,7 @@ use bak_common::jsonl::Reader;
 use bak_common::name::{DumpId, GuestName};
 use bak_common::record::{Guest, Record};
 use bak_common::report::{Kind, status};
+use bak_common::signals::Signals;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,6 @@ use crate::claim::{Claim, Ended, Outcome, may_claim};
 use crate::db::{self, Db, Mode, Step};
 use crate::observe;
 use crate::print::{Printer, Row};
-use crate::signals::Signals;
 use crate::status::Status;
 
 const NOT_EXECUTABLE: u8 = 126;

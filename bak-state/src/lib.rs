@@ -21,7 +21,6 @@ mod print;
 mod prometheus;
 mod repair;
 mod show;
-mod signals;
 mod status;
 mod table;
 

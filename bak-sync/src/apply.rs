@@ -6,24 +6,30 @@
 
 use anyhow::{Result, anyhow};
 use bak_common::args::{Destination, Session};
+use bak_common::calendar::Time;
 use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
-use bak_common::ledger::{self, Line};
+use bak_common::ledger::{self, Ended, Ledger, Line, Pass as Figures};
 use bak_common::lock::Lock;
 use bak_common::meter::Wire;
 use bak_common::outbox::{self, Identity, Outbox};
 pub use bak_common::pass::{Scratch, attempt, caps, lock};
 use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
+use bak_common::stop::Stopped;
 use bak_common::store::Entry;
 use bak_common::units::show_size;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::crossed::Known;
 use crate::identity;
 use crate::plan;
+use crate::progress::Turn;
 use crate::share::{self, Budget};
+use crate::summary::Tally;
 use crate::timetable::Timetable;
+use crate::until;
 
 #[derive(Debug)]
 pub struct Options {
@@ -33,6 +39,8 @@ pub struct Options {
     pub overdraft: bool,
     /// How often a dump is tried again in a pass after the line has dropped.
     pub retries: u32,
+    /// When the pass ends.
+    pub until: Option<Time>,
 }
 
 /// Refuses places that would be one another: what is taken out of one would be gone from the other.
@@ -85,30 +93,25 @@ pub struct Pass<'a> {
     pub budget: Budget,
     /// What all of it has cost so far.
     pub sum: Wire,
-}
-
-/// What came of the dumps of a pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    pub sent: u64,
-    pub failed: u64,
-    /// A limit ended the pass, or kept dumps from being begun.
-    pub limited: bool,
+    /// How fast dumps went so far, in bytes a second.
+    pub rate: u64,
+    /// For those who watch.
+    pub turn: Turn,
 }
 
 /// Carries what is pending. `done` is called for each dump as it has arrived; with `--explain` for those that stay, too,
-/// and in a dry run for all, in order.
+/// and in a dry run for all, in order. Returns what came of it; nothing where none was begun.
 pub fn pass(
     session: &Session,
     dest: &Destination,
     options: &Options,
     done: &mut dyn FnMut(Dump) -> Result<()>,
-) -> Result<()> {
+) -> Result<Option<Figures>> {
     let (url, outbox, expected) = known(dest)?;
     if session.dry_run {
         let budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
         let waiting = pending(session, &outbox).into_iter().map(|entry| entry.dump).collect();
-        return foresee(dest, &budget, plan::order(waiting, &dest.name), done);
+        return foresee(dest, &outbox, &budget, plan::order(waiting, &dest.name), done).map(|()| None);
     }
     let lock = lock(session, &outbox)?;
     drop(outbox.store.lock(session.wait, &session.report)?);
@@ -117,7 +120,10 @@ pub fn pass(
     // Not before the lock: another pass may have used up what was left.
     let mut budget = Budget::new(&caps(session, dest, &outbox)?, options.overdraft);
     if budget.left().is_some_and(|left| left < i128::from(share::LEAST)) {
-        return used_up(session, &budget, waiting, done);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
+    }
+    if let Some(until) = options.until.filter(|until| session.clock() >= *until) {
+        return all_wait(session, &outbox, &too_late(session, until), waiting, done).map(|()| None);
     }
     let mut ledger = ledger::Writer::open(&outbox.ledger(), &session.config.node(), session.clock())?;
     let id = uuid::Uuid::new_v4().to_string();
@@ -125,23 +131,64 @@ pub fn pass(
     let scratch = Scratch::new(&outbox, &lock)?;
     let mut far = Far::open(url, &options.access, scratch.path()).map_err(|error| stays(error, waiting.len()))?;
     keep_pace(session, options, &mut far);
+    if let Some(until) = options.until {
+        let clock = session.clock_of_its_own();
+        far.until(move || clock() >= until);
+    }
     far.limit(budget.left());
-    let opened = look(&outbox, &far, &expected, &waiting);
+    let abandoned = outbox.abandoned()?;
+    let opened = look(&outbox, &far, &expected, &waiting, &abandoned);
     // What the look cost is noted whether or not it went well.
     let sum = far.take_wire();
     let limited = matches!(&opened, Err(error) if error.is::<LimitReached>());
-    let result = if limited { "cut" } else { "done" };
+    let result = match &opened {
+        Err(error) if error.is::<Stopped>() => "stopped",
+        _ if limited => "cut",
+        _ => "done",
+    };
     ledger.append(&Line::Attempt(attempt(session, dest, &format!("{id}/look"), None, sum, begun, result)))?;
     budget.spend(sum.both());
     if limited {
-        return used_up(session, &budget, waiting, done);
+        return all_wait(session, &outbox, &waits(&budget), waiting, done).map(|()| None);
     }
     let (history, listing, basis) = opened.map_err(|error| stays(error, waiting.len()))?;
     let (outbox, scratch, lock) = (&outbox, &scratch, &lock);
-    let mut pass =
-        Pass { session, dest, options, outbox, far, scratch, lock, ledger, history, listing, basis, id, budget, sum };
-    let tally = pass.all(waiting, done)?;
-    pass.finish(begun, tally)
+    let rate = match options.until {
+        Some(_) => until::rate(&Ledger::read(&outbox.ledger(), &dest.name)?.attempts),
+        None => 0,
+    };
+    let mut pass = Pass {
+        session,
+        dest,
+        options,
+        outbox,
+        far,
+        scratch,
+        lock,
+        ledger,
+        history,
+        listing,
+        basis,
+        id,
+        budget,
+        sum,
+        rate,
+        turn: Turn::default(),
+    };
+    let mut tally = Tally::default();
+    pass.clear(abandoned);
+    let ended = pass.all(waiting, &mut tally, done);
+    if ended.is_err() {
+        tally.ended = Ended::Failed;
+    }
+    // Whatever ended it, its figures are noted.
+    let figures = pass.finish(begun, tally);
+    ended.and(figures).map(Some)
+}
+
+/// Why a dump is not begun when it is too late.
+pub fn too_late(session: &Session, until: Time) -> String {
+    format!("it is past {} (until): it stays pending", session.zone.minute(until))
 }
 
 /// Has all that goes over there keep to the timetable.
@@ -160,16 +207,18 @@ pub fn cost(dump: &Dump, dest: &str) -> u64 {
 /// A dry run: the dumps in the order in which they would go, if each cost what is expected; and why others would wait.
 fn foresee(
     dest: &Destination,
+    outbox: &Outbox,
     budget: &Budget,
     order: Vec<Dump>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    let mut budget = budget.clone();
+    let (mut budget, begun) = (budget.clone(), Known::new(outbox.ledger(), &dest.name));
     let order = share::arrange(order, &mut budget, |dump| cost(dump, &dest.name));
     let costs: Vec<u64> = order.iter().map(|dump| cost(dump, &dest.name)).collect();
     for (at, mut dump) in order.into_iter().enumerate() {
         let share = budget.share(costs[at], &costs[at + 1..]);
         dump.planned = true;
+        begun.note(&mut dump);
         match share {
             Some(share) if share < share::LEAST => dump.skipped = Some(Skipped { why: waits(&budget) }),
             Some(share) if share < costs[at] => {
@@ -204,18 +253,26 @@ pub fn tell(session: &Session, mut dump: Dump, why: String, done: &mut dyn FnMut
 }
 
 /// Nothing may cross any more: what waits, waits.
-fn used_up(
+fn all_wait(
     session: &Session,
-    budget: &Budget,
+    outbox: &Outbox,
+    why: &str,
     waiting: Vec<Entry>,
     done: &mut dyn FnMut(Dump) -> Result<()>,
 ) -> Result<()> {
-    waiting.into_iter().try_for_each(|entry| tell(session, entry.dump, waits(budget), done))
+    let begun = Known::new(outbox.ledger(), &outbox.dest);
+    waiting.into_iter().map(|entry| entry.dump).try_for_each(|mut dump| {
+        begun.note(&mut dump);
+        tell(session, dump, why.to_owned(), done)
+    })
 }
 
 /// `error`, with what it means for those that wait; its exit status is kept.
 fn stays(error: anyhow::Error, waiting: usize) -> anyhow::Error {
     if waiting == 0 {
+        return error;
+    }
+    if error.is::<Stopped>() {
         return error;
     }
     let plural = if waiting == 1 { "dump stays" } else { "dumps stay" };
@@ -251,11 +308,12 @@ fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
 type Looked = (Vec<Dump>, Vec<FarFile>, String);
 
 /// Makes sure that the far side is the right one, and sees what it has of the guests that wait.
-fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry]) -> Result<Looked> {
+fn look(outbox: &Outbox, far: &Far, expected: &Identity, waiting: &[Entry], abandoned: &[Dump]) -> Result<Looked> {
     let basis = format!(".basis-{:08x}", fold(outbox.store.path()));
-    let places: HashSet<String> = waiting.iter().map(|entry| Outbox::place(&entry.dump.vm)).collect();
+    let dumps = || waiting.iter().map(|entry| &entry.dump).chain(abandoned);
+    let places: HashSet<String> = dumps().map(|dump| Outbox::place(&dump.vm)).collect();
     let places: Vec<String> = places.into_iter().chain([basis.clone()]).collect();
-    let list = || if waiting.is_empty() { Ok(Vec::new()) } else { far.list(&places) };
+    let list = || if dumps().next().is_none() { Ok(Vec::new()) } else { far.list(&places) };
     if far.is_limited() {
         // One after the other: two at a time could together go beyond.
         identity::check(far, expected)?;

@@ -4,11 +4,12 @@
 //! order: what has arrived is kept there as a partial file. A line that drops is tried again a few times.
 
 use anyhow::{Context, Result, anyhow, bail};
-use bak_common::far::{Bounds, Fetched, LimitReached, Ran, refused};
-use bak_common::ledger::Line;
+use bak_common::far::{Bounds, Fetched, LimitReached, Ran, TimeIsUp, refused};
+use bak_common::ledger::{Attempt, Line};
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::stop::{self, Stopped};
 use bak_common::store::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +20,8 @@ use crate::apply::{Pass, attempt};
 use crate::plan::{self, PARTIAL, There};
 use crate::progress::Bar;
 use crate::share::LEAST;
-use crate::way::{Way, way};
+use crate::until;
+use crate::way::{Way, at_once, block_size, way};
 
 /// A running attempt is noted in the ledger after so many bytes, or so much time, whichever comes first. With the meter's
 /// own lead (47 MiB) a crash forgets less than 64 MiB.
@@ -45,25 +47,31 @@ impl From<anyhow::Error> for Trouble {
     }
 }
 
-/// Why a dump has not arrived.
+/// Why a dump has not arrived; all but trouble is in order.
 pub enum Stop {
-    /// The limit, in order.
     Limit,
+    /// The time is up.
+    Time,
+    /// We were asked to end, which may look like any other trouble.
+    Signal(Stopped),
     Trouble(Trouble),
 }
 
 impl From<anyhow::Error> for Stop {
     fn from(error: anyhow::Error) -> Self {
-        if error.is::<LimitReached>() { Stop::Limit } else { Stop::Trouble(error.into()) }
+        match stop::caught() {
+            Some(stopped) => Stop::Signal(stopped),
+            None if error.is::<LimitReached>() => Stop::Limit,
+            None if error.is::<TimeIsUp>() => Stop::Time,
+            None => Stop::Trouble(error.into()),
+        }
     }
 }
 
 /// Whether rsync did what it should; else the trouble it met.
-fn went_well(ran: &Ran) -> Result<(), Stop> {
-    match ran.check() {
-        Err(error) if !error.is::<LimitReached>() => Err(Stop::Trouble(Trouble { error, line_down: ran.line_down() })),
-        other => Ok(other?),
-    }
+pub fn went_well(ran: &Ran) -> Result<(), Stop> {
+    ran.in_limit()?;
+    ran.check().map_err(|error| Stop::Trouble(Trouble { error, line_down: ran.line_down() }))
 }
 
 /// How a dump goes in this attempt.
@@ -97,13 +105,23 @@ impl Pass<'_> {
             }
             There::Begun | There::Nothing => {
                 let largest = dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
-                let way = way(dump.bytes, largest, self.bases(dump, &place), room, resumed);
+                let basis = self.bases(dump, &place);
+                let again = resumed || self.may_cut(dump.bytes, largest, basis);
+                let way = way(dump.bytes, largest, basis, room, again);
                 // If the line drops what has arrived should be there.
                 let sliced = |way: Way| way.sliced || self.far.loses_partials() && dump.bytes >= WORTH_KEEPING;
                 way.map(|way| Way { sliced: sliced(way), ..way })
             }
         };
         Some(Journey { way: way?, share, room, resumed })
+    }
+
+    /// Whether the clock may end the dump on its way. To a mounted path that costs nothing to be ready for.
+    fn may_cut(&self, bytes: u64, largest: u64, basis: u64) -> bool {
+        let Some(until) = self.options.until.filter(|_| self.far.is_remote()) else { return false };
+        let now = self.session.clock();
+        let speed = self.options.bwlimit.at(self.session.zone.local(now));
+        until::may_cut(at_once(bytes, basis, block_size(largest)), until.since(now), self.rate, speed)
     }
 
     /// How many bytes over there the dump's files are compared with.
@@ -128,10 +146,11 @@ impl Pass<'_> {
                 Err(Stop::Trouble(trouble)) if trouble.line_down && left > 0 => trouble,
                 end => return end,
             };
-            std::thread::sleep(wait);
+            let up = || if self.far.time_is_up() { Err(TimeIsUp.into()) } else { stop::check() };
+            stop::sleep(wait, up)?;
             wait = (wait * 2).min(LONGEST_WAIT);
             match self.look_again(dump) {
-                Err(error) if refused(&format!("{error:#}")) => return Err(error.into()),
+                Err(error) if stop::caught().is_some() || refused(&format!("{error:#}")) => return Err(error.into()),
                 // The next round meets the same trouble, and says it.
                 Err(_) if left > 1 => continue,
                 Err(_) => return Err(Stop::Trouble(trouble)),
@@ -241,32 +260,49 @@ impl Pass<'_> {
     ) -> Result<(), Stop> {
         let place = &entry.place;
         let files: Vec<String> = self.outbox.store.names(entry)?.iter().map(|name| format!("{place}/{name}")).collect();
-        let block = format!("--block-size={}", journey.way.block);
-        let (compare, partial) = (self.far.compare_dest(&self.basis), self.far.partial_dir(place, PARTIAL));
-        // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
-        // then take for the file itself and send nothing.
-        let mut options = vec![partial.as_str(), "--ignore-times"];
-        if self.far.is_remote() {
-            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()]);
-        } else {
-            options.push("--whole-file");
-        }
-        if based {
-            options.push(&compare);
-        } else if self.far.forbids_removal() {
-            // No basis can be laid: rsync looks for one by itself.
-            options.push("--fuzzy");
-        }
-        if holes(&self.outbox.store.path().join(place), dump) {
-            options.push("--sparse");
-        }
+        let sparse = holes(&self.outbox.store.path().join(place), dump);
+        let options = self.data_options(Some(place), journey.way.block, based, sparse);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let spent = self.far.wire().both();
-        let bounds =
-            Bounds { at_most: journey.room.map(|room| room.saturating_sub(spent)), ..Bounds::under(self.lock) };
+        let bounds = Bounds {
+            at_most: journey.room.map(|room| room.saturating_sub(spent)),
+            long: true,
+            ..Bounds::under(self.lock)
+        };
         let mut watch = self.noting(dump, id, begun);
         let outbox = self.outbox.store.path();
         let ran = self.far.send(outbox, "", &files, &options, bounds, &mut |wire| watch(&mut self.ledger, wire))?;
         went_well(&ran)
+    }
+
+    /// How rsync sends data: in blocks of this size, `based` if bases are laid in our directory.
+    /// `place` is where all of them lie, if that is one place.
+    pub fn data_options(&self, place: Option<&str>, block: u64, based: bool, sparse: bool) -> Vec<String> {
+        // The same size and time is no proof of the same content, neither of what is there nor of a basis, which rsync would
+        // then take for the file itself and send nothing.
+        let mut options = vec!["--ignore-times".to_owned()];
+        match place {
+            Some(place) => options.push(self.far.partial_dir(place, PARTIAL)),
+            // There it would have to be one directory for all.
+            None if self.far.loses_partials() => {}
+            None => options.push(format!("--partial-dir={PARTIAL}")),
+        }
+        if self.far.is_remote() {
+            let block = format!("--block-size={block}");
+            options.extend(["-z", "--zl=1", "--no-whole-file", block.as_str()].map(str::to_owned));
+        } else {
+            options.push("--whole-file".into());
+        }
+        if based {
+            options.push(self.far.compare_dest(&self.basis));
+        } else if self.far.forbids_removal() {
+            // No basis can be laid: rsync looks for one by itself.
+            options.push("--fuzzy".into());
+        }
+        if sparse {
+            options.push("--sparse".into());
+        }
+        options
     }
 
     /// What watches a running attempt: shows it, and notes it in the ledger.
@@ -276,24 +312,45 @@ impl Pass<'_> {
         id: &str,
         begun: Instant,
     ) -> impl FnMut(&mut bak_common::ledger::Writer, Wire) -> Result<()> + use<> {
-        let bar = Bar::new(self.session, dump);
-        let mut line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
-        let (mut noted, mut when) = (0, Instant::now());
+        let mut bar = Bar::new(self.session, dump, &self.turn, self.far.position());
+        let line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");
+        let mut noted = Noted::new(line, begun);
         move |ledger, wire| {
             bar.at(wire);
-            let so_far = wire.both();
-            if so_far >= noted + NOTED_EVERY || (so_far > noted && when.elapsed() >= NOTED_AFTER) {
-                (noted, when) = (so_far, Instant::now());
-                (line.wire_out, line.wire_in, line.seconds) = (wire.out, wire.into, begun.elapsed().as_secs());
-                ledger.append(&Line::Attempt(line.clone()))?;
-            }
-            Ok(())
+            noted.at(ledger, wire)
         }
     }
 }
 
+/// A running attempt's line in the ledger, written anew as it goes on.
+pub struct Noted {
+    line: Attempt,
+    begun: Instant,
+    /// How much was noted last, and when.
+    bytes: u64,
+    when: Instant,
+}
+
+impl Noted {
+    pub fn new(line: Attempt, begun: Instant) -> Self {
+        Self { line, begun, bytes: 0, when: Instant::now() }
+    }
+
+    /// So much has crossed.
+    pub fn at(&mut self, ledger: &mut bak_common::ledger::Writer, wire: Wire) -> Result<()> {
+        let so_far = wire.both();
+        if so_far >= self.bytes + NOTED_EVERY || (so_far > self.bytes && self.when.elapsed() >= NOTED_AFTER) {
+            (self.bytes, self.when) = (so_far, Instant::now());
+            let line = &mut self.line;
+            (line.wire_out, line.wire_in, line.seconds) = (wire.out, wire.into, self.begun.elapsed().as_secs());
+            ledger.append(&Line::Attempt(line.clone()))?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether so much of a file of the dump is holes that rsync should look for them, which takes time: a sixteenth.
-fn holes(dir: &Path, dump: &Dump) -> bool {
+pub fn holes(dir: &Path, dump: &Dump) -> bool {
     let much = |meta: fs::Metadata| meta.blocks() * 512 < meta.len() - meta.len() / 16;
     dump.files.iter().any(|file| fs::symlink_metadata(dir.join(&file.name)).is_ok_and(much))
 }

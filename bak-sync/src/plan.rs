@@ -2,7 +2,7 @@
 
 use bak_common::far::{FarFile, FarKind};
 use bak_common::record::{Dump, FileEntry};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Where rsync keeps what has arrived of a file, beside it.
 pub const PARTIAL: &str = ".part";
@@ -16,6 +16,18 @@ pub fn order(mut pending: Vec<Dump>, dest: &str) -> Vec<Dump> {
         (failed, note.map(|note| note.at), note.and_then(|note| note.rank), dump.started, dump.id.clone())
     });
     pending
+}
+
+/// A listing by the directories of guests, so that what a guest has is found without going through all of it: what lies
+/// there, and what in our directory of bases is about it.
+pub fn by_place<'a>(listing: &'a [FarFile], basis: &str) -> HashMap<&'a str, Vec<&'a FarFile>> {
+    let mut places: HashMap<&str, Vec<&FarFile>> = HashMap::new();
+    for file in listing {
+        let below = file.name.strip_prefix(basis).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&file.name);
+        let place = below.split_once('/').map_or(below, |(place, _)| place);
+        places.entry(place).or_default().push(file);
+    }
+    places
 }
 
 /// What is known of a dump over there before it is sent.
@@ -74,7 +86,7 @@ pub struct Basis {
 /// dump that was sent and is there whole.
 pub fn basis(dump: &Dump, file: &FileEntry, place: &str, history: &[Dump], listing: &[FarFile]) -> Option<Basis> {
     let part = dump.stem.extension(&file.name)?;
-    let mut older: Vec<&Dump> = history.iter().filter(|old| old.key() == dump.key() && old.id != dump.id).collect();
+    let mut older: Vec<&Dump> = others(dump, history).collect();
     older.sort_by_key(|old| std::cmp::Reverse(old.started));
     older.iter().find_map(|old| {
         let same = old.files.iter().find(|f| old.stem.extension(&f.name) == Some(part))?;
@@ -86,6 +98,11 @@ pub fn basis(dump: &Dump, file: &FileEntry, place: &str, history: &[Dump], listi
     })
 }
 
+/// What else of the dump's guest was sent.
+fn others<'a>(dump: &'a Dump, history: &'a [Dump]) -> impl Iterator<Item = &'a Dump> {
+    history.iter().filter(|old| old.vm == dump.vm && old.key() == dump.key() && old.id != dump.id)
+}
+
 /// A file over there by its name.
 pub fn find<'a>(listing: &'a [FarFile], name: &str) -> Option<&'a FarFile> {
     listing.iter().find(|file| file.name == name && file.kind == FarKind::File)
@@ -94,9 +111,9 @@ pub fn find<'a>(listing: &'a [FarFile], name: &str) -> Option<&'a FarFile> {
 /// What killed passes of this outbox have left over there and nobody needs: temporary files of rsync for names of this
 /// dump or its bases, and second names of bases. Nothing else is ever touched.
 pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: &[FarFile]) -> Vec<FarFile> {
-    let older = || history.iter().filter(|old| old.key() == dump.key() && old.id != dump.id);
     let own: HashSet<&str> = dump.files.iter().map(|file| file.name.as_str()).collect();
-    let bases: HashSet<&str> = older().flat_map(|old| &old.files).map(|file| file.name.as_str()).collect();
+    let bases: HashSet<&str> =
+        others(dump, history).flat_map(|old| &old.files).map(|file| file.name.as_str()).collect();
     let sidecar = dump.stem.sidecar();
     let ours = |file: &&FarFile| {
         let Some((dir, name)) = file.name.rsplit_once('/') else { return false };
@@ -108,6 +125,18 @@ pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: 
         } else {
             dir == format!("{basis}/{place}")
         }
+    };
+    listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
+}
+
+/// What there is over there of a dump that has no sidecar there: its files, what is partial of them, and rsync's temporary
+/// files for them.
+pub fn rest(dump: &Dump, place: &str, listing: &[FarFile]) -> Vec<FarFile> {
+    let own = |name: &str| dump.files.iter().any(|file| file.name == name);
+    let ours = |file: &&FarFile| {
+        let Some((dir, name)) = file.name.rsplit_once('/') else { return false };
+        let here = dir == place || dir == format!("{place}/{PARTIAL}");
+        here && (own(name) || temporary(name).is_some_and(own))
     };
     listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
 }
@@ -244,6 +273,30 @@ mod tests {
             litter(&new, "web", ".basis", &[old], &listing).into_iter().map(|file| file.name).collect();
         let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
         assert_eq!(swept, expected);
+    }
+
+    #[test]
+    fn the_rest_of_a_dump_is_what_bears_its_names() {
+        let new = dump("web", "2026-11-20T01:00:00Z", None);
+        let (data, other) = ("web-20261120T010000Z.qcow2", "web-20261119T010000Z.qcow2");
+        let table = [
+            (format!("web/{data}"), true),
+            (format!("web/.part/{data}"), true),
+            (format!("web/.{data}.aZ09bc"), true),
+            (format!("web/.part/.{data}.aZ09bc"), true),
+            (format!("web/{other}"), false),
+            (format!("web/.part/{other}"), false),
+            (format!("web/.{other}.aZ09bc"), false),
+            (format!("web/{data}.old"), false),
+            (format!("web/mine/{data}"), false),
+            (format!("db/{data}"), false),
+            (data.to_owned(), false),
+        ];
+        let mut listing: Vec<FarFile> = table.iter().map(|(name, _)| far(name, 10)).collect();
+        listing.push(FarFile { kind: FarKind::Dir, ..far(&format!("web/{data}"), 10) });
+        let rest: Vec<String> = rest(&new, "web", &listing).into_iter().map(|file| file.name).collect();
+        let expected: Vec<String> = table.into_iter().filter(|(_, ours)| *ours).map(|(name, _)| name).collect();
+        assert_eq!(rest, expected);
     }
 
     proptest! {

@@ -40,6 +40,11 @@ impl Budget {
         }
     }
 
+    /// Each limit with what is left of it; less than nothing where more was used.
+    pub fn lines(&self) -> &[(Limit, i128)] {
+        &self.lines
+    }
+
     /// Whether any limit is a calendar's, which others may use up.
     pub fn shared(&self) -> bool {
         self.lines.iter().any(|(limit, _)| limit.period != Period::Pass)
@@ -57,8 +62,13 @@ impl Budget {
         self.begun = true;
     }
 
+    /// Whether the next dump may finish beyond the limits of a pass.
+    pub fn exempts(&self) -> bool {
+        self.overdraft && !self.begun
+    }
+
     fn binding(&self) -> impl Iterator<Item = &(Limit, i128)> {
-        let exempt = self.overdraft && !self.begun;
+        let exempt = self.exempts();
         self.lines.iter().filter(move |(limit, _)| !(exempt && limit.period == Period::Pass))
     }
 

@@ -6,10 +6,11 @@
 //! other in place. Where the content shifts (compressed images, archives) that would overrun what later blocks still need:
 //! there the copy begins with a gap. Whatever can't be laid makes the transfer dearer, never wrong.
 
-use anyhow::{Context, Result, anyhow};
-use bak_common::far::{FarFile, LimitReached, Slice};
+use anyhow::{Context, Result, anyhow, ensure};
+use bak_common::far::{FarFile, LimitReached, Slice, TimeIsUp};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
+use bak_common::stop;
 use bak_common::store::{Entry, Store};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -28,6 +29,9 @@ const GAP: u64 = 16 << 20;
 /// The gap is whole blocks of any size that rsync may use.
 const BLOCK: u64 = 128 << 10;
 
+/// What is copied at once, in bytes: between two of them a signal is heeded.
+const COPIED: u64 = 64 << 20;
+
 impl Pass<'_> {
     /// Removes what killed passes have left.
     pub fn sweep(&mut self, dump: &Dump, place: &str) {
@@ -42,10 +46,12 @@ impl Pass<'_> {
         self.warn(dump, "cannot clean up over there", swept);
     }
 
-    /// Says what went wrong and does no harm. That a limit ended it is said by what it ends.
+    /// Says what went wrong and does no harm. That a limit, the clock or a signal ended it is said by what it ends.
     fn warn(&self, dump: &Dump, what: &str, result: Result<()>) {
         if let Err(error) = result
             && !error.is::<LimitReached>()
+            && !error.is::<TimeIsUp>()
+            && stop::caught().is_none()
         {
             self.session.report.warn(dump.id.as_str(), &format!("{what}: {error:#}"));
         }
@@ -68,10 +74,8 @@ impl Pass<'_> {
             let laid = match basis {
                 Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
                 Some(basis) => {
-                    let new = format!("{place}/{}", file.name);
-                    self.far.seed_basis(&self.basis, &basis.there, &new).and_then(|ran| ran.check()).map(|()| {
-                        links.push((basis.there.clone(), new));
-                    })
+                    let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
+                    self.far.seed_bases(&self.basis, &pair).and_then(|ran| ran.check()).map(|()| links.extend(pair))
                 }
                 None if journey.way.sliced && (self.far.loses_partials() || self.far.may_hide_partials()) => {
                     self.warn(dump, "cannot be sent in slices", self.lay_empty(place, file));
@@ -95,9 +99,9 @@ impl Pass<'_> {
 
     /// Takes up what was laid. What stays there costs no traffic and hides from listings, but it holds blocks: worth a line.
     pub fn take_up(&self, dump: &Dump, links: &[(FarFile, String)]) {
-        for (old, new) in links {
-            let dropped = self.far.drop_basis(&self.basis, old, new).and_then(|ran| ran.check());
-            self.warn(dump, &format!("cannot remove {}/{new} over there", self.basis), dropped);
+        for link in links {
+            let dropped = self.far.drop_bases(&self.basis, std::slice::from_ref(link)).and_then(|ran| ran.check());
+            self.warn(dump, &format!("cannot remove {}/{} over there", self.basis, link.1), dropped);
         }
     }
 
@@ -137,11 +141,11 @@ impl Pass<'_> {
         fs::create_dir_all(&dir).context("cannot make a temporary directory")?;
         let path = dir.join(&file.name);
         let made = copy_after(&mut old, &path, gap).context("cannot make a temporary file");
-        let new = format!("{place}/{}", file.name);
+        let pair = [(basis.there.clone(), format!("{place}/{}", file.name))];
         let laid = made.and_then(|bytes| {
-            self.far.seed_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.seed_bases(&self.basis, &pair)?.check()?;
             let laid = self.far.seed_from(&dir, place, PARTIAL, &file.name, &self.basis, bytes);
-            self.far.drop_basis(&self.basis, &basis.there, &new)?.check()?;
+            self.far.drop_bases(&self.basis, &pair)?.check()?;
             laid
         });
         fs::remove_file(&path).context("cannot remove a temporary file")?;
@@ -227,8 +231,12 @@ fn copy_after(old: &mut File, path: &Path, gap: u64) -> Result<u64> {
         let hole = rustix::fs::seek(&*old, rustix::fs::SeekFrom::Hole(at))?;
         old.seek(SeekFrom::Start(at))?;
         new.seek(SeekFrom::Start(gap + at))?;
-        std::io::copy(&mut old.by_ref().take(hole - at), &mut new)?;
-        at = hole;
+        while at < hole {
+            stop::check()?;
+            let copied = std::io::copy(&mut old.by_ref().take((hole - at).min(COPIED)), &mut new)?;
+            ensure!(copied > 0, "a file became shorter while it was copied");
+            at += copied;
+        }
     }
     Ok(gap + end)
 }

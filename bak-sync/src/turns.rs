@@ -2,103 +2,176 @@
 //! [`crate::share`].
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::ledger::{self, Attempt, Ledger, Line};
+use bak_common::calendar::Time;
+use bak_common::ledger::{Attempt, Ended, Ledger, Line};
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, LinkNote, Record, SentNote, to_line};
+use bak_common::stop;
 use bak_common::store::Entry;
+use bak_common::units::Limit;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::apply::{Pass, Tally, attempt, caps, cost, tell, waits};
+use crate::apply::{Pass, attempt, caps, cost, tell, too_late, waits};
 use crate::carry::{Stop, Trouble};
+use crate::crossed::Known;
+use crate::progress::Turn;
+use crate::summary::Tally;
 use crate::{plan, share};
 
 /// After so many dumps in a row that failed by the line's fault, the pass ends.
 const LINE_FAILURES: u32 = 2;
 
 /// What became of one dump.
-enum Fate {
+pub enum Fate {
     Sent(Box<Dump>),
     /// It left the outbox before anything of it was sent.
     Gone,
     /// Too little is left of the limits to begin it.
     Waits,
-    /// The limit ended it in order; it goes on in the next pass.
-    Cut(Box<Dump>),
+    /// It was ended in order, by this; it goes on in the next pass.
+    Cut(Box<Dump>, Ended),
+    /// It has not arrived with others: it is next, alone, or with others again.
+    Alone,
+    Again,
 }
 
 impl Pass<'_> {
     /// Carries all that waits, as far as the budget goes.
-    pub fn all(&mut self, waiting: Vec<Entry>, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<Tally> {
+    pub fn all(
+        &mut self,
+        waiting: Vec<Entry>,
+        tally: &mut Tally,
+        done: &mut dyn FnMut(Dump) -> Result<()>,
+    ) -> Result<()> {
         let waiting = waiting.into_iter().map(|entry| entry.dump).collect();
         let name = self.dest.name.clone();
         let order = share::arrange(plan::order(waiting, &name), &mut self.budget, |dump| cost(dump, &name));
         let mut order: VecDeque<Dump> = order.into();
         let mut known: HashSet<DumpId> = order.iter().map(|dump| dump.id.clone()).collect();
-        let (mut tally, mut in_a_row) = (Tally::default(), 0);
+        let mut in_a_row = 0;
         let mut held: VecDeque<Dump> = VecDeque::new();
+        let mut alone: HashSet<DumpId> = HashSet::new();
         while let Some(dump) = order.pop_front() {
+            if let Some((ended, why)) = self.over() {
+                tally.ended = ended;
+                order.push_front(dump);
+                order.append(&mut held);
+                let begun = self.begun();
+                return order.into_iter().try_for_each(|dump| self.tell(dump, why.clone(), &begun, done));
+            }
             if in_a_row == LINE_FAILURES {
                 let left = order.len() + held.len() + 1;
                 self.session.report.fail(&name, &anyhow!("the line is down: the other {left} stay pending"));
-                return Ok(tally);
+                tally.ended = Ended::Failed;
+                return Ok(());
             }
-            let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
-            match self.one(&dump, &after) {
-                Ok(Fate::Gone) => {
-                    if let Some(newer) = self.successor(&dump, &known) {
-                        known.insert(newer.id.clone());
-                        order.push_front(newer);
+            let next: Vec<&Dump> = std::iter::once(&dump).chain(&order).collect();
+            let count = self.batch(&next, &alone);
+            let fates = if count > 1 {
+                let with = order.drain(..count - 1);
+                let dumps: Vec<Dump> = std::iter::once(dump).chain(with).collect();
+                self.turn.nth += dumps.len();
+                self.together(dumps)?
+            } else {
+                let after: Vec<u64> = order.iter().map(|dump| cost(dump, &name)).collect();
+                self.turn = self.turn(&after);
+                let fate = self.one(&dump, &after);
+                vec![(dump, fate)]
+            };
+            let (mut back, begun) = (Vec::new(), self.begun());
+            for (dump, fate) in fates {
+                match fate {
+                    Ok(Fate::Alone) => {
+                        alone.insert(dump.id.clone());
+                        back.push(dump);
                     }
-                }
-                Ok(Fate::Sent(arrived)) => {
-                    (tally.sent, in_a_row) = (tally.sent + 1, 0);
-                    self.session.report.decided(&to_line(&Record::Dump(arrived.clone())));
-                    // What was kept for one that needed less is there for the others.
-                    if self.budget.is_oversized(cost(&dump, &name)) {
-                        order.append(&mut held);
+                    Ok(Fate::Again) => back.push(dump),
+                    Ok(Fate::Gone) => {
+                        if let Some(newer) = self.successor(&dump, &known) {
+                            known.insert(newer.id.clone());
+                            order.push_front(newer);
+                        }
                     }
-                    done(*arrived)?;
-                }
-                Ok(Fate::Waits) => held.push_back(dump),
-                Ok(Fate::Cut(dump)) => {
-                    (tally.limited, in_a_row) = (true, 0);
-                    let limit = self.budget.tightest().unwrap_or_default();
-                    let why = format!("cut in order, the limit of {limit} is reached: it goes on in the next pass");
-                    tell(self.session, *dump, why, done)?;
-                }
-                Err(trouble) => {
-                    tally.failed += 1;
-                    in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
-                    if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
-                        done(noted)?;
+                    Ok(Fate::Sent(arrived)) => {
+                        (tally.sent, in_a_row) = (tally.sent + 1, 0);
+                        tally.bytes += arrived.bytes;
+                        self.session.report.decided(&to_line(&Record::Dump(arrived.clone())));
+                        // What was kept for one that needed less is there for the others.
+                        if self.budget.is_oversized(cost(&dump, &name)) {
+                            order.append(&mut held);
+                        }
+                        done(*arrived)?;
+                    }
+                    Ok(Fate::Waits) => held.push_back(dump),
+                    Ok(Fate::Cut(dump, ended)) => {
+                        (tally.ended, tally.cut, in_a_row) = (ended, tally.cut + 1, 0);
+                        let why = format!("cut in order, {}: it goes on in the next pass", self.why_cut(ended));
+                        self.tell(*dump, why, &begun, done)?;
+                    }
+                    Err(trouble) => {
+                        tally.failed += 1;
+                        in_a_row = if trouble.line_down { in_a_row + 1 } else { 0 };
+                        if let (Some(noted), true) = (self.failed(&dump, trouble.error), self.session.explain) {
+                            done(noted)?;
+                        }
                     }
                 }
             }
+            back.into_iter().rev().for_each(|dump| order.push_front(dump));
         }
-        tally.limited |= !held.is_empty();
-        for dump in held {
-            tell(self.session, dump, waits(&self.budget), done)?;
+        if !held.is_empty() && tally.ended == Ended::Done {
+            tally.ended = Ended::Limit;
         }
-        Ok(tally)
+        let begun = self.begun();
+        held.into_iter().try_for_each(|dump| self.tell(dump, waits(&self.budget), &begun, done))
     }
 
-    /// Notes the pass in the ledger.
-    pub fn finish(mut self, begun: Instant, tally: Tally) -> Result<()> {
-        let line = ledger::Pass {
-            id: self.id,
-            at: self.session.clock(),
-            dest: self.dest.name.clone(),
-            wire_out: self.sum.out,
-            wire_in: self.sum.into,
-            seconds: begun.elapsed().as_secs(),
-            sent: tally.sent,
-            failed: tally.failed,
-            pending: self.outbox.store.list().dumps.len() as u64,
-            limited: tally.limited,
+    /// What the ledger tells now of dumps that were begun.
+    fn begun(&self) -> Known {
+        Known::new(self.outbox.ledger(), &self.dest.name)
+    }
+
+    /// Says why a dump stays pending, and what of it has crossed so far.
+    fn tell(&self, mut dump: Dump, why: String, begun: &Known, done: &mut dyn FnMut(Dump) -> Result<()>) -> Result<()> {
+        begun.note(&mut dump);
+        tell(self.session, dump, why, done)
+    }
+
+    /// Where the pass stands when the next dump begins, and these come after it.
+    fn turn(&self, after: &[u64]) -> Turn {
+        let nth = self.turn.nth + 1;
+        let used = |(limit, left): &(Limit, i128)| {
+            (*limit, u64::try_from((i128::from(limit.bytes) - left).max(0)).unwrap_or(u64::MAX))
         };
-        self.ledger.append(&Line::Pass(line))
+        Turn {
+            dest: self.dest.name.clone(),
+            nth,
+            of: nth + after.len(),
+            later: after.iter().fold(0, |sum, cost| sum.saturating_add(*cost)),
+            spent: self.sum.both(),
+            limit: self.budget.lines().iter().min_by_key(|(_, left)| *left).map(used),
+            until: self.options.until,
+        }
+    }
+
+    /// Whether no more dumps are begun: how that ends the pass, and what it means for those that wait.
+    pub fn over(&self) -> Option<(Ended, String)> {
+        if let Some(stopped) = stop::caught() {
+            return Some((Ended::Stopped, format!("{stopped}: it stays pending")));
+        }
+        let until = self.options.until.filter(|_| self.far.time_is_up())?;
+        Some((Ended::Until, too_late(self.session, until)))
+    }
+
+    /// Why a dump was cut.
+    pub fn why_cut(&self, ended: Ended) -> String {
+        match (ended, self.options.until, stop::caught()) {
+            (Ended::Until, Some(until), _) => format!("it is past {} (until)", self.session.zone.minute(until)),
+            (Ended::Stopped, _, Some(stopped)) => stopped.to_string(),
+            _ => format!("the limit of {} is reached", self.budget.tightest().unwrap_or_default()),
+        }
     }
 
     /// Reports a failure and notes it in the outbox.
@@ -123,7 +196,7 @@ impl Pass<'_> {
 
     /// Changes the note of this destination in the outbox's sidecar; `None` if the dump has left the outbox. Under the
     /// store's lock, as bak-link replaces what has no `tries` yet: what has is ours.
-    fn note(&self, dump: &Dump, change: impl FnOnce(&mut LinkNote)) -> Result<Option<Dump>> {
+    pub fn note(&self, dump: &Dump, change: impl FnOnce(&mut LinkNote)) -> Result<Option<Dump>> {
         let locked = self.outbox.store.lock(self.session.wait, &self.session.report)?;
         let place = Outbox::place(&dump.vm);
         let Some(entry) = self.outbox.store.look(&place, &dump.stem)? else { return Ok(None) };
@@ -155,6 +228,7 @@ impl Pass<'_> {
         if self.note(dump, |note| note.tries = Some(note.tries.unwrap_or(0).saturating_add(1)))?.is_none() {
             return Ok(Fate::Gone);
         }
+        self.outbox.note_begun(dump)?;
         self.budget.begin();
         let at = self.session.clock();
         let id = format!("{}/{}", self.id, dump.id);
@@ -165,39 +239,32 @@ impl Pass<'_> {
         let (result, why) = match &stop {
             None => ("sent", None),
             Some(Stop::Limit) => ("cut", None),
+            Some(Stop::Time) => ("cut", Some(self.why_cut(Ended::Until))),
+            Some(Stop::Signal(stopped)) => ("stopped", Some(stopped.to_string())),
             Some(Stop::Trouble(trouble)) => ("failed", Some(format!("{:#}", trouble.error))),
         };
         let line = attempt(self.session, self.dest, &id, Some(dump), wire, begun, result);
         self.ledger.append(&Line::Attempt(Attempt { at, why, ..line }))?;
-        match stop {
+        let ended = match stop {
+            None => None,
             Some(Stop::Trouble(trouble)) => return Err(trouble),
-            Some(Stop::Limit) => {
-                // That it failed before counts no more: it goes on in its turn.
-                let noted = self.note(dump, |note| note.error = None)?;
-                return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone()))));
-            }
-            None => {}
+            Some(Stop::Limit) => Some(Ended::Limit),
+            Some(Stop::Time) => Some(Ended::Until),
+            Some(Stop::Signal(_)) => Some(Ended::Stopped),
+        };
+        if let Some(ended) = ended {
+            // That it failed before counts no more: it goes on in its turn.
+            let noted = self.note(dump, |note| note.error = None)?;
+            return Ok(Fate::Cut(Box::new(noted.unwrap_or_else(|| dump.clone())), ended));
         }
-        let arrived = self.outbox.add_sent(dump, self.sum_up(dump)?)?;
+        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
+        let attempts: Vec<&Attempt> =
+            ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id)).collect();
+        let arrived = self.outbox.add_sent(dump, sum_up(self.session.clock(), &attempts))?;
         self.unlink(dump)?;
+        self.outbox.forget_begun(dump)?;
         self.history.push(arrived.clone());
         Ok(Fate::Sent(Box::new(arrived)))
-    }
-
-    /// What all attempts at this dump have cost, from the ledger.
-    fn sum_up(&self, dump: &Dump) -> Result<SentNote> {
-        let ledger = Ledger::read(&self.outbox.ledger(), &self.dest.name)?;
-        let of_it = || ledger.attempts.iter().filter(|attempt| attempt.dump.as_ref() == Some(&dump.id));
-        let sum = |count: fn(&Attempt) -> u64| of_it().map(count).fold(0, u64::saturating_add);
-        Ok(SentNote {
-            at: self.session.clock(),
-            wire_out: sum(|attempt| attempt.wire_out),
-            wire_in: sum(|attempt| attempt.wire_in),
-            seconds: sum(|attempt| attempt.seconds),
-            passes: of_it().count() as u64,
-            pruned: None,
-            extra: Default::default(),
-        })
     }
 
     /// Takes a dump that has arrived out of the outbox. The local store keeps its own links.
@@ -209,5 +276,19 @@ impl Pass<'_> {
             .into_iter()
             .collect::<Result<()>>()
             .context("has arrived, but cannot be taken out of the outbox")
+    }
+}
+
+/// What all attempts at a dump have cost.
+pub fn sum_up(at: Time, attempts: &[&Attempt]) -> SentNote {
+    let sum = |count: fn(&Attempt) -> u64| attempts.iter().map(|one| count(one)).fold(0, u64::saturating_add);
+    SentNote {
+        at,
+        wire_out: sum(|attempt| attempt.wire_out),
+        wire_in: sum(|attempt| attempt.wire_in),
+        seconds: sum(|attempt| attempt.seconds),
+        passes: attempts.len() as u64,
+        pruned: None,
+        extra: Default::default(),
     }
 }

@@ -35,12 +35,12 @@ fn sums(basis: u64, block: u64) -> u64 {
 }
 
 /// The most that data of this size can cost in one go: what can't be compressed, and the checksums of its basis.
-fn at_once(bytes: u64, basis: u64, block: u64) -> u64 {
+pub fn at_once(bytes: u64, basis: u64, block: u64) -> u64 {
     bytes.saturating_add(bytes / 128).saturating_add(sums(basis, block)).saturating_add(4 << 10)
 }
 
 /// The way of a dump of which all files have `bytes`, the largest `largest`, and what deltas are made against `basis`.
-/// `room` is what it may cost, `again` whether it was begun before. `None` if the room is too small to get anywhere.
+/// `room` is what it may cost, `again` whether it was begun before, or may be cut all the same. `None` if the room is too small to get anywhere.
 pub fn way(bytes: u64, largest: u64, basis: u64, room: Option<u64>, again: bool) -> Option<Way> {
     let block = block_size(largest);
     let Some(room) = room else { return Some(Way { sliced: again, block }) };

@@ -138,31 +138,22 @@ fn a_line_that_drops_is_tried_again_in_the_same_pass_but_not_where_the_door_is_s
     assert_eq!(pass.wait().unwrap().code(), Some(1));
 }
 
-/// Eight times here; `BAK_KILLS=100` for the nightly run.
-#[test]
-fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_whole() {
-    let kills: u64 = std::env::var("BAK_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
-    let counted = Counted::new();
+/// How often something is killed: eight times here; `BAK_KILLS=100` for the nightly run.
+fn kills() -> u64 {
+    std::env::var("BAK_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8)
+}
+
+/// Begins passes, with limits below `limit`, and in each kills one of its programs once up to `bytes` have crossed. Whatever
+/// that is, nothing is lost and what has a sidecar is whole.
+fn kill_at_random(counted: &Counted, dumps: &[String], kills: u64, limit: u64, bytes: u64) {
     let place = &counted.place;
-    let old = random_bytes(3 << 20);
-    let mut new = old.clone();
-    for at in (0..new.len()).step_by(16 << 10) {
-        new[at..at + 4096].copy_from_slice(&noise(at as u64, 4096));
-    }
-    place.wait_with("web", DAY1, &old, json!({}));
-    place.sync([]).clean();
-    let dumps = [
-        place.wait_with("web", DAY2, &new, json!({"rank": 1})),
-        place.wait_with("db", DAY1, &random_bytes(2 << 20), json!({"rank": 2})),
-        place.wait_there("tiny", DAY1, 5000, json!({"rank": 3})),
-    ];
     let mut random = noise(kills, 64 * usize::try_from(kills).unwrap()).into_iter().map(u64::from);
     let before = place.counted();
     for _ in 0..kills {
         let mut number = |below: u64| (random.next().unwrap() << 8 | random.next().unwrap()) % below;
-        let limit = (number(40) * 100_000 + 100_000).to_string();
+        let limit = (number(40) * (limit / 40) + 100_000).to_string();
         let mut pass = counted.start(&["--limit", &limit, "--retries", "1"]);
-        let end = counted.seen() + number(1 << 16) * 30;
+        let end = counted.seen() + number(1 << 16) * bytes >> 16;
         wait_for("a pass hangs", || counted.seen() >= end || pass.try_wait().unwrap().is_some());
         // Of a pass that has ended the number may belong to another process by now.
         if pass.try_wait().unwrap().is_none() {
@@ -178,11 +169,53 @@ fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_who
         assert!(dumps.iter().all(|id| known.contains(id)), "lost: {known:?}");
         assert!(place.counted() - before + FORGOTTEN > counted.seen());
     }
+}
+
+#[test]
+fn whoever_is_killed_at_any_moment_nothing_is_lost_and_what_has_a_sidecar_is_whole() {
+    let counted = Counted::new();
+    let place = &counted.place;
+    let old = random_bytes(3 << 20);
+    let mut new = old.clone();
+    for at in (0..new.len()).step_by(16 << 10) {
+        new[at..at + 4096].copy_from_slice(&noise(at as u64, 4096));
+    }
+    place.wait_with("web", DAY1, &old, json!({}));
+    place.sync([]).clean();
+    let dumps = [
+        place.wait_with("web", DAY2, &new, json!({"rank": 1})),
+        place.wait_with("db", DAY1, &random_bytes(2 << 20), json!({"rank": 2})),
+        place.wait_there("tiny", DAY1, 5000, json!({"rank": 3})),
+    ];
+    kill_at_random(&counted, &dumps, kills(), 4_000_000, 2_000_000);
     assert!(counted.start(&[]).wait().unwrap().success());
     let seen = check_store(&place.far());
     assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (4, 0, 0));
     assert!(check_store(&place.outbox()).whole.is_empty());
     // Whatever the killed have left over there was hidden, and is gone.
     let left = place.kit.sh("find far -name '.*.??????' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
+    assert_eq!(left.clean().out, "");
+}
+
+#[test]
+fn small_dumps_that_go_together_bear_it_too() {
+    let counted = Counted::new();
+    let place = &counted.place;
+    // Some of them have a basis over there.
+    let content = |at: u64| noise(at, 30_000);
+    for at in 0..10 {
+        place.wait_with(&format!("g{at:02}"), DAY1, &content(at), json!({"rank": at}));
+    }
+    place.sync([]).clean();
+    let new = |at: u64| [&content(at)[..20_000], &noise(100 + at, 12_000)].concat();
+    let one = |at: u64| place.wait_with(&format!("g{at:02}"), DAY2, &new(at), json!({"rank": at}));
+    let dumps: Vec<String> = (0..40).map(one).collect();
+    kill_at_random(&counted, &dumps, kills(), 1_500_000, 1_200_000);
+    assert!(counted.start(&[]).wait().unwrap().success());
+    let seen = check_store(&place.far());
+    assert_eq!((seen.whole.len(), seen.broken.len(), seen.strange.len()), (50, 0, 0), "{seen:?}");
+    assert!(check_store(&place.outbox()).whole.is_empty());
+    let left =
+        place.kit.sh("find far -name '*.??????' -name '.*' -o -path '*/.part/*' -o -path '*/.basis-*/*' -type f");
     assert_eq!(left.clean().out, "");
 }

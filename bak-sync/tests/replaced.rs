@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 
 const DAY1: &str = "2026-11-18T01:00:00Z";
 const DAY2: &str = "2026-11-19T01:00:00Z";
+/// So large that each goes alone.
+const LARGE: usize = (1 << 20) + 3000;
 const LINK: &str = "--store store --outbox outbox --now 2026-11-20T12:00:00Z --dest box=far";
 
 fn scene(guests: &[&str]) -> Kit {
@@ -13,7 +15,7 @@ fn scene(guests: &[&str]) -> Kit {
     fs::create_dir(kit.path("far")).unwrap();
     kit.sh("bak-sync --outbox outbox --dest box=$PWD/far --init").clean();
     for vm in guests {
-        kit.dump(vm, DAY1, 3000);
+        kit.dump(vm, DAY1, LARGE);
     }
     kit.sh(&format!("bak-link {LINK}")).clean();
     kit
@@ -44,7 +46,7 @@ fn linked(kit: &Kit) -> String {
 #[test]
 fn a_dump_that_is_replaced_before_its_turn_is_no_failure_and_the_newer_one_goes() {
     let kit = scene(&["db", "web"]);
-    kit.dump("web", DAY2, 3000);
+    kit.dump("web", DAY2, LARGE);
     let ran = pass(&kit).clean();
     assert!(linked(&kit).contains("replaces web@20261118T010000Z"), "{}", linked(&kit));
     assert_eq!(ran.column("id"), ["db@20261118T010000Z", "web@20261119T010000Z"]);
@@ -55,7 +57,7 @@ fn a_dump_that_is_replaced_before_its_turn_is_no_failure_and_the_newer_one_goes(
 #[test]
 fn a_dump_that_was_begun_is_never_replaced() {
     let kit = scene(&["web"]);
-    kit.dump("web", DAY2, 3000);
+    kit.dump("web", DAY2, LARGE);
     let ran = pass(&kit).clean();
     assert_eq!(linked(&kit), "");
     assert_eq!(ran.column("id"), ["web@20261118T010000Z"]);
@@ -67,7 +69,7 @@ fn a_dump_that_was_begun_is_never_replaced() {
 fn both_are_carried_where_a_crash_left_both() {
     let kit = scene(&["web"]);
     kit.sh("cp -al outbox/web older").clean();
-    kit.dump("web", DAY2, 3000);
+    kit.dump("web", DAY2, LARGE);
     kit.sh(&format!("bak-link {LINK}")).clean();
     kit.sh("cp -al older/* outbox/web/").clean();
     let ran = kit.sh("bak-sync --outbox outbox --dest box=$PWD/far").clean();

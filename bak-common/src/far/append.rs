@@ -10,13 +10,16 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Far, Url};
+use super::{Bounds, Far, Url};
 use crate::fsio;
 use crate::meter::{Throttle, Wire};
 
 /// What is copied at once, in bytes: between two of them the limit, the rate and the watcher are looked at.
 const CHUNK: usize = 256 << 10;
+
+const LONG: Bounds = Bounds { lock: None, at_most: None, silent: 0, long: true };
 
 /// A slice of a file on its way to a mounted far side.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +60,8 @@ impl Far {
             if !whole {
                 return Ok(false);
             }
-            if same(&mut here, &mut there).context("cannot read back a file over there")? {
+            let read = same(&mut here, &mut there, || self.check(&LONG));
+            if read.context("cannot read back a file over there")? {
                 break;
             }
             there.set_len(0).context("cannot write a file over there")?;
@@ -95,7 +99,8 @@ impl Far {
         let mut throttle = Throttle::new(|| self.speed());
         let mut buffer = vec![0; CHUNK];
         while at < end && left > 0 {
-            let most = throttle.turn(CHUNK, || watch(self.wire()))?;
+            let most = throttle.turn(CHUNK, || self.check(&LONG).and_then(|()| watch(self.wire())))?;
+            self.check(&LONG)?;
             let wanted = usize::try_from(left).unwrap_or(CHUNK).min(most);
             let count = here.read(&mut buffer[..wanted]).context("cannot read a file")?;
             if count == 0 {
@@ -106,6 +111,7 @@ impl Far {
             there.write_all(&buffer[..count]).context("cannot write a file over there")?;
             (at, left) = (at + count as u64, left - count as u64);
             throttle.passed(count);
+            self.position.store(at, Relaxed);
             watch(self.wire())?;
         }
         Ok(at == end)
@@ -113,11 +119,12 @@ impl Far {
 }
 
 /// Whether two files have the same content.
-fn same(one: &mut File, other: &mut File) -> std::io::Result<bool> {
+fn same(one: &mut File, other: &mut File, check: impl Fn() -> Result<()>) -> Result<bool> {
     let (mut a, mut b) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
     one.rewind()?;
     other.rewind()?;
     loop {
+        check()?;
         a.clear();
         b.clear();
         (&*one).take(CHUNK as u64).read_to_end(&mut a)?;

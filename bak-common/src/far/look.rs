@@ -23,7 +23,7 @@ impl Far {
     /// sides read. What differs, as rsync says it; nothing if all is well.
     pub fn differences(&self, from: &Path, files: &[String], bytes: u64, lock: &Lock) -> Result<Vec<String>> {
         let options = ["-n", "-t", "--checksum", "--itemize-changes"];
-        let bounds = Bounds { silent: bytes, ..Bounds::under(lock) };
+        let bounds = Bounds { silent: bytes, long: true, ..Bounds::under(lock) };
         let places = [with_slash(from.to_owned()), self.place("")];
         let ran = self.rsync(&options, files, places, bounds, &mut |_| Ok(()))?;
         ran.check()?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::{FarFile, FarKind, Fetched};
 use crate::calendar::Time;
 use crate::name::printable;
+use crate::stop;
 
 /// The name of the top itself.
 const TOP: &str = ".";
@@ -52,6 +53,7 @@ fn walk(top: &Path, name: &str, found: &mut Vec<FarFile>, depth: u32) -> Result<
     if depth > 32 {
         bail!("directories are nested too deeply in {}", printable(name));
     }
+    stop::check()?;
     let path = top.join(name);
     let meta = match fs::symlink_metadata(&path) {
         Ok(meta) => meta,

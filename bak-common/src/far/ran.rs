@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 
+use super::end::End;
 use super::{daemon, rrsync};
 use crate::command::Finished;
 use crate::meter::Wire;
@@ -13,6 +14,8 @@ pub struct Ran {
     pub wire: Wire,
     /// The limit ended it, in order.
     pub cut: bool,
+    /// It was ended before it was done.
+    pub end: Option<End>,
 }
 
 /// What was asked for would have gone beyond the limit.
@@ -75,7 +78,13 @@ pub fn refused(said: &str) -> bool {
 impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
-        matches!(self.finished.status.code(), Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy()
+        let code = self.finished.status.code();
+        self.end.is_none() && (matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
+    }
+
+    /// Whether there was no room over there.
+    pub fn is_full(&self) -> bool {
+        full(&self.finished.stderr).is_some()
     }
 
     /// Whether a next try can only end the same way.
@@ -113,9 +122,14 @@ impl Ran {
             && (said.contains(daemon::NO_DIRECTORY) || rrsync::NO_DIRECTORY.iter().any(|text| said.contains(text)))
     }
 
-    /// An error if the limit ended it, which is a [`LimitReached`].
+    /// An error if the limit ended it, which is a [`LimitReached`]; or what else did.
     pub fn in_limit(&self) -> Result<()> {
-        if self.cut && !self.finished.status.success() { Err(LimitReached.into()) } else { Ok(()) }
+        match self.end {
+            _ if self.finished.status.success() => Ok(()),
+            Some(end) => Err(end.error()),
+            None if self.cut => Err(LimitReached.into()),
+            None => Ok(()),
+        }
     }
 
     pub fn check(&self) -> Result<()> {

@@ -28,7 +28,7 @@ impl Far {
         }
         let from_top = |file: &FarFile| FarFile { name: format!("{prefix}{}", file.name), ..file.clone() };
         let files: Vec<FarFile> = files.iter().map(from_top).collect();
-        let stub = self.stub(&files, None)?;
+        let stub = self.stub(&files, &[])?;
         let options = ["-t", "--remove-source-files", "--ignore-missing-args", NOWHERE];
         let wire = |file: &FarFile| EACH + 2 * file.name.len() as u64;
         // What does not match any more must not be fetched.

@@ -9,9 +9,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::end::End;
 use super::{Bounds, Far, Ran, Url};
 use crate::command::{Event, Program};
 use crate::meter::{Counts, METER, METER_DAEMON, METER_HERE, Wire};
+use crate::stop;
 
 /// The longest listing that is read, in bytes: about half a million files.
 const LISTING_MAX: usize = 48 << 20;
@@ -52,7 +54,7 @@ impl Far {
             } else if !ran.busy() || (alone && asked.get_or_insert_with(Instant::now).elapsed() > BUSY) {
                 return Ok(ran);
             } else if alone {
-                std::thread::sleep(wait);
+                stop::sleep(wait, || self.check(&bounds))?;
                 wait = (wait * 2).min(Duration::from_secs(2));
             } else {
                 self.alone.store(true, Relaxed);
@@ -68,6 +70,7 @@ impl Far {
         bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
     ) -> Result<Ran> {
+        self.check(&bounds)?;
         let list = self.names(files)?;
         let path = self.scratch_file("wire");
         let counts = Counts::create(&path)?;
@@ -98,8 +101,12 @@ impl Far {
             }
         }
         let [from, to] = places;
+        // The meter waits for us to see what it has counted: 47 MiB in so long are more than any line carries.
+        program = program.ticking(Duration::from_millis(20));
         // Asked to stop, rsync keeps what has arrived as a partial file and tells the far side.
         program = program.args(["--"]).arg(from).arg(to).env("TZ", "UTC").on_our_death(rustix::process::Signal::TERM);
+        // A terminal's Ctrl-C is for us, who end it in order.
+        program = program.own_group();
         if let Some(lock) = bounds.lock {
             program = program.holding(lock)?;
         }
@@ -107,13 +114,30 @@ impl Far {
         let mut local = Wire::default();
         let (metered, before) = (self.metered(), self.traffic().wire);
         counts.set_speed(self.speed());
+        self.position.store(0, Relaxed);
+        let mut ending: Option<(End, Instant)> = None;
         let finished = program.run_with(|event| {
             counts.set_speed(self.speed());
+            if ending.is_none() {
+                ending = self.end(&bounds).map(|end| (end, Instant::now()));
+                if let Some((end, _)) = &ending {
+                    counts.stop(end.patience());
+                }
+            }
+            // Without a meter rsync itself is asked, which keeps what has arrived, too.
+            if let Some((end, since)) = &ending
+                && (!metered || since.elapsed() > end.patience_of_rsync())
+            {
+                return Err(end.error());
+            }
             if let Event::Output(bytes) = event {
                 ensure!(stdout.len() + bytes.len() < LISTING_MAX, "rsync says more than {LISTING_MAX} bytes");
                 stdout.extend_from_slice(bytes);
-                if !metered && let Some(sent) = progress(bytes) {
-                    local.out = local.out.max(sent);
+                if let Some(position) = progress(bytes) {
+                    self.position.store(position, Relaxed);
+                    if !metered {
+                        local.out = local.out.max(position);
+                    }
                 }
             }
             let wire = if metered { counts.wire() } else { local };
@@ -121,13 +145,18 @@ impl Far {
             counts.seen(wire);
             Ok(())
         });
+        counts.settle();
         let wire = if metered { counts.wire() } else { local };
         self.spent(wire);
         let _ = fs::remove_file(&list);
         let _ = fs::remove_file(&path);
         let mut finished = finished?;
         finished.stdout = stdout;
-        Ok(Ran { finished, wire, cut: counts.cut() })
+        let mut end = ending.map(|(end, _)| end);
+        if !finished.status.success() && end.is_none() {
+            end = End::soon();
+        }
+        Ok(Ran { finished, wire, cut: counts.cut(), end })
     }
 
     /// Writes the names of `files` for `--files-from`.

@@ -17,20 +17,22 @@ use crate::calendar::Time;
 pub(super) const STUB_MAX: u64 = 64 << 10;
 
 impl Far {
-    /// Makes `old`, a file over there, also the basis of `new`: both names in the directory `basis` over there, as hard
-    /// links, without sending any of it. `old` must be there just as said. Sends about 100 bytes.
-    pub fn seed_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        let stub = self.stub(std::slice::from_ref(old), Some(new))?;
-        let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
-        let names = [old.name.clone(), new.to_owned()];
+    /// Makes each old one of `pairs`, a file over there, also the basis of the new one: both names in the directory `basis`
+    /// over there, as hard links, without sending any of it. The old ones must be there just as said. Sends about 100 bytes
+    /// for each.
+    pub fn seed_bases(&self, basis: &str, pairs: &[(FarFile, String)]) -> Result<Ran> {
+        let stub = self.stub(pairs.iter().map(|(old, _)| old), pairs)?;
+        let bounds = Bounds { at_most: Some(stub_max(pairs.len())), ..Bounds::default() };
+        let names: Vec<String> = pairs.iter().flat_map(|(old, new)| [old.name.clone(), new.clone()]).collect();
         let link = format!("--link-dest={}", self.option_dir("", ".."));
         let options = ["-tH", "-z", link.as_str()];
         self.rsync(&options, &names, [with_slash(stub), self.place(basis)], bounds, &mut |_| Ok(()))
     }
 
-    /// Removes what [`Far::seed_basis`] made.
-    pub fn drop_basis(&self, basis: &str, old: &FarFile, new: &str) -> Result<Ran> {
-        self.discard(basis, &[old.clone(), FarFile { name: new.to_owned(), ..old.clone() }])
+    /// Removes what [`Far::seed_bases`] made.
+    pub fn drop_bases(&self, basis: &str, pairs: &[(FarFile, String)]) -> Result<Ran> {
+        let both = |(old, new): &(FarFile, String)| [old.clone(), FarFile { name: new.clone(), ..old.clone() }];
+        self.discard(basis, &pairs.iter().flat_map(both).collect::<Vec<_>>())
     }
 
     /// Copies `old`, a file in the directory `place` over there, to be the partial file of `new`: the far side copies it by
@@ -40,8 +42,8 @@ impl Far {
         let below = format!("{place}/{partial}");
         let name = old.name.rsplit_once('/').map_or(old.name.as_str(), |(_, name)| name);
         let old = FarFile { name: name.to_owned(), ..old.clone() };
-        let stub = self.stub(std::slice::from_ref(&old), Some(new))?;
-        let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, ..Bounds::default() };
+        let stub = self.stub([&old], &[(old.clone(), new.to_owned())])?;
+        let bounds = Bounds { at_most: Some(STUB_MAX), silent: old.bytes, long: true, ..Bounds::default() };
         let copy = format!("--copy-dest={}", self.option_dir(place, ".."));
         let options = ["-tH", copy.as_str(), "--chmod=Dgo=,Fgo="];
         let names = [old.name.clone(), new.to_owned()];
@@ -72,13 +74,13 @@ impl Far {
             modified: Time::from_unix(0).context("no time")?,
             kind: FarKind::File,
         };
-        let stub = self.stub(std::slice::from_ref(&empty), None)?;
+        let stub = self.stub([&empty], &[])?;
         let bounds = Bounds { at_most: Some(STUB_MAX), ..Bounds::default() };
         let places = [with_slash(stub), self.place("")];
         self.rsync(&["--chmod=Dgo=,Fgo="], &[empty.name], places, bounds, &mut |_| Ok(()))?.check()
     }
 
-    /// Makes a partial file over there from `dir/name` here, of which [`Far::seed_basis`] has laid a basis in `basis`: as
+    /// Makes a partial file over there from `dir/name` here, of which [`Far::seed_bases`] has laid a basis in `basis`: as
     /// a delta, a few bytes for each block of 128 KiB. `bytes` is its size.
     pub fn seed_from(&self, dir: &Path, place: &str, partial: &str, name: &str, basis: &str, bytes: u64) -> Result<()> {
         let basis = format!("{basis}/{place}");
@@ -95,7 +97,7 @@ impl Far {
             &compare,
         ];
         let sums = bytes.div_ceil(128 << 10).saturating_mul(10);
-        let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, ..Bounds::default() };
+        let bounds = Bounds { at_most: Some(sums + STUB_MAX), silent: bytes, long: true, ..Bounds::default() };
         let places = [with_slash(dir.to_owned()), self.place(&format!("{place}/{partial}"))];
         self.rsync(&options, &[name.to_owned()], places, bounds, &mut |_| Ok(()))?.check()
     }
@@ -121,8 +123,13 @@ impl Far {
         self.removal.get() == Some(&false)
     }
 
-    /// A directory with an empty sparse file of the name, size and time of each of `files`; the first also as `link`.
-    pub(super) fn stub(&self, files: &[FarFile], link: Option<&str>) -> Result<PathBuf> {
+    /// A directory with an empty sparse file of the name, size and time of each of `files`; those of `links` also under a
+    /// second name.
+    pub(super) fn stub<'a>(
+        &self,
+        files: impl IntoIterator<Item = &'a FarFile>,
+        links: &[(FarFile, String)],
+    ) -> Result<PathBuf> {
         let dir = self.scratch_file("stub");
         fs::create_dir(&dir).context("cannot make a temporary directory")?;
         for file in files {
@@ -134,11 +141,16 @@ impl Far {
                 .and_then(|()| stub.set_modified(modified.unwrap_or(UNIX_EPOCH)))
                 .context("cannot make a temporary file")?;
         }
-        if let (Some(link), Some(first)) = (link, files.first()) {
-            fs::hard_link(dir.join(&first.name), below(&dir, link)?).context("cannot make a temporary file")?;
+        for (old, new) in links {
+            fs::hard_link(dir.join(&old.name), below(&dir, new)?).context("cannot make a temporary file")?;
         }
         Ok(dir)
     }
+}
+
+/// The same for a run of so many files: about 100 bytes each were measured.
+fn stub_max(files: usize) -> u64 {
+    STUB_MAX + 512 * files as u64
 }
 
 /// The path of `name` below `dir`, whose directory is made.

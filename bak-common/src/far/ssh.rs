@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::end::End;
 use super::{Far, Url};
 use crate::command::Program;
+use crate::stop;
 
 impl Far {
     /// Starts the ssh connection that the runs share, and waits until it stands; nothing is done where one stands, or none
@@ -34,25 +36,37 @@ impl Far {
         };
         let program =
             Program::new(&self.shell[0])?.args(with_socket(&["-M", "-N", "-o", "ControlPersist=no", "--", host]));
+        let program = program.guarded();
         let mut master = program.spawn(Stdio::null(), Stdio::piped())?;
         let said = master.stderr.take().map(last_words);
         let begun = Instant::now();
         loop {
             if let Some(status) = master.try_wait().context("cannot wait for ssh")? {
                 let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
+                End::soon().map_or(Ok(()), |end| Err(end.error()))?;
                 bail!("ssh could not connect ({status}): {said}");
             }
             if socket.exists() {
                 let check = Program::new(&self.shell[0])?
                     .args(with_socket(&["-O", "check", "--", host]))
                     .timeout(Duration::from_secs(10))
-                    .run()?;
+                    .own_group()
+                    .run_with(|_| stop::check());
+                let check = match check {
+                    Ok(check) => check,
+                    Err(error) => {
+                        crate::command::stop_group(&mut master);
+                        return Err(error);
+                    }
+                };
                 if check.status.success() {
                     break;
                 }
             }
-            if begun.elapsed() > Duration::from_secs(60) {
-                crate::command::stop(&mut master);
+            let late = begun.elapsed() > Duration::from_secs(60);
+            if late || stop::caught().is_some() {
+                crate::command::stop_group(&mut master);
+                stop::check()?;
                 bail!("ssh could not connect within 60 s");
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{GRACE, INTO, Line, OUT};
 
@@ -57,9 +57,16 @@ pub(super) fn dialed(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let shared = Arc::clone(&line);
     std::thread::spawn(move || shared.pass(std::io::stdin().lock(), to, OUT, 0));
     let watched = Arc::clone(&line);
+    let ends = socket.try_clone().context("cannot share a connection")?;
     std::thread::spawn(move || {
+        let mut asked: Option<Instant> = None;
         while getppid() == watched.parent {
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(50));
+            // The far side sees the end of what is sent, and keeps it; then it has its time.
+            if let Some(patience) = watched.counts.stopped() {
+                let late = asked.get_or_insert_with(Instant::now).elapsed() > patience;
+                let _ = ends.shutdown(if late { Shutdown::Both } else { Shutdown::Write });
+            }
         }
         // Nobody is left to speak for.
         std::thread::sleep(LAST);

@@ -1,14 +1,12 @@
-//! How a store is changed: adding, removing, recovering. The order of the steps is everything; see the parent module.
+//! How a store is changed: adding and recovering; removing is beside. The order of the steps is everything; see the parent module.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::fs::{AtFlags, FileType};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::going::{Beside, Going, drop_sidecar};
 use super::place::{Placing, put_in_place};
 use super::{BAK, DEPTH_MAX, Entry, SIDECAR_MAX, Store, complete, link};
 use crate::fsio;
@@ -101,129 +99,6 @@ impl Locked<'_> {
             .with_context(|| format!("{} vanished as soon as it was published", dump.stem))
     }
 
-    /// Removes dumps. One result each, in order; what is gone already is fine.
-    pub fn remove(&self, entries: &[&Entry]) -> Vec<Result<()>> {
-        let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (at, entry) in entries.iter().enumerate() {
-            places.entry(&entry.place).or_default().push(at);
-        }
-        let mut results: Vec<Result<()>> = entries.iter().map(|_| Ok(())).collect();
-        for (place, dumps) in places {
-            let mut dropped = Vec::new();
-            // Opened once for all dumps of the place.
-            let (from, drop) = match self.open_to_drop(place) {
-                Ok(Some(both)) => both,
-                Ok(None) => continue,
-                Err(error) => {
-                    dumps.iter().for_each(|at| results[*at] = Err(anyhow!("{error:#}")));
-                    continue;
-                }
-            };
-            for at in dumps {
-                match drop_sidecar(from.as_fd(), drop.as_fd(), &entries[at].dump.stem) {
-                    Ok(moved) => dropped.push((at, moved)),
-                    Err(error) => results[at] = Err(error),
-                }
-            }
-            let going = dropped.iter().map(|(at, moved)| match moved {
-                true => Going::Known(&entries[*at].dump),
-                false => Going::Stem(&entries[*at].dump.stem),
-            });
-            let going: Vec<Going> = going.collect();
-            for ((at, _), result) in dropped.iter().zip(self.finish_remove(place, &going)) {
-                results[*at] = result;
-            }
-        }
-        results
-    }
-
-    /// Opens a directory of the store and where its dropped sidecars go; `None` if it is not there.
-    fn open_to_drop(&self, place: &str) -> Result<Option<(OwnedFd, OwnedFd)>> {
-        let Some(from) = self.open(place)? else { return Ok(None) };
-        let drop = fsio::make_place(fsio::make_dir(self.bak.as_fd(), DROP)?.as_fd(), place)?;
-        Ok(Some((from, drop)))
-    }
-
-    /// Opens a directory of the store; `None` if it is not there.
-    fn open(&self, place: &str) -> Result<Option<OwnedFd>> {
-        match fsio::open_place(self.store.top(), place) {
-            Ok(dir) => Ok(Some(dir)),
-            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Opens `.bak/drop` and the directory in it that stands for `place`; `None` if nothing was ever dropped there.
-    fn dropped(&self, place: &str) -> Result<Option<(OwnedFd, OwnedFd)>> {
-        let drop = match fsio::open_dir(self.bak.as_fd(), DROP) {
-            Ok(drop) => drop,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error).context("cannot open the directory of dropped sidecars"),
-        };
-        match fsio::open_place(drop.as_fd(), place) {
-            Ok(dir) => Ok(Some((drop, dir))),
-            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Flushes the decision to remove these dumps, all of one place; then removes their files, flushes that, and last
-    /// removes the dropped sidecars. Few flushes for many dumps. What has no dropped sidecar is done.
-    fn finish_remove(&self, place: &str, going: &[Going]) -> Vec<Result<()>> {
-        let mut results: Vec<Result<()>> = Vec::new();
-        let all = |error: anyhow::Error| going.iter().map(|_| Err(anyhow!("{error:#}"))).collect();
-        let (drop, dropped) = match self.dropped(place) {
-            Ok(Some(both)) => both,
-            Ok(None) => return going.iter().map(|_| Ok(())).collect(),
-            Err(error) => return all(error),
-        };
-        // The new place first: a power cut in between never leaves a sidecar in neither.
-        let opened = fsio::sync(dropped.as_fd()).and_then(|()| self.open(place)).and_then(|dir| {
-            dir.as_ref().map_or(Ok(()), |dir| fsio::sync(dir.as_fd()))?;
-            Ok(dir)
-        });
-        let dir = match opened {
-            Ok(dir) => dir,
-            Err(error) => return all(error),
-        };
-        if let Some(dir) = &dir {
-            let beside = Beside::of(dir.as_fd(), going.len());
-            results.extend(going.iter().map(|one| one.remove_files(dir.as_fd(), dropped.as_fd(), &beside)));
-        } else {
-            results.extend(going.iter().map(|_| Ok(())));
-        }
-        // Else a power cut could bring files back that no sidecar names any more.
-        if let Some(Err(error)) = dir.as_ref().map(|dir| fsio::sync(dir.as_fd())) {
-            return all(error);
-        }
-        for (one, result) in going.iter().zip(&mut results) {
-            if result.is_ok() {
-                *result = fsio::unlink(dropped.as_fd(), &one.stem().sidecar());
-            }
-        }
-        if !place.is_empty() && !place.contains('/') {
-            // Empty directories of guests are ours to tidy; a directory with anything in it stays.
-            if fsio::remove_empty_dir(self.store.top(), place) {
-                fsio::remove_empty_dir(drop.as_fd(), place);
-            }
-        }
-        results
-    }
-
-    /// Replaces a dump's sidecar by one with other annotations. The dump itself must stay the same.
-    pub fn annotate(&self, entry: &Entry, dump: &Dump) -> Result<()> {
-        ensure!(entry.dump.same(dump), "an annotation would change the dump {}", entry.dump.id);
-        let dir = fsio::open_place(self.store.top(), &entry.place)?;
-        let name = dump.stem.sidecar();
-        ensure!(fsio::stat(dir.as_fd(), &name)?.is_some(), "{} is gone", dump.id);
-        // Written in `.bak`, under the lock, so that a crash leaves nothing beside the dumps.
-        let bytes = dump.to_sidecar();
-        fsio::write_flushed(self.bak.as_fd(), TEMP, &bytes)?;
-        rustix::io::retry_on_intr(|| rustix::fs::renameat(&self.bak, TEMP, &dir, name.as_str()))
-            .context("cannot put the sidecar in its place")?;
-        fsio::sync(dir.as_fd())
-    }
-
     pub(super) fn recover(&self, report: &Report) -> Result<()> {
         match fsio::open_dir(self.bak.as_fd(), DROP) {
             Ok(drop) => self.recover_drops(drop.as_fd(), "", report)?,
@@ -244,30 +119,6 @@ impl Locked<'_> {
                 let what = "cannot finish what was begun there (if its files are gone for good, remove that directory)";
                 let path = self.store.path.join(BAK).join(WORK).join(&name).display().to_string();
                 report.fail(&path, &error.context(what));
-            }
-        }
-        Ok(())
-    }
-
-    fn recover_drops(&self, dir: BorrowedFd, place: &str, report: &Report) -> Result<()> {
-        let mut stems = Vec::new();
-        for (name, kind) in fsio::names(dir).context("cannot list the dropped sidecars")? {
-            let below = if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
-            if let Some(stem) = Stem::of_sidecar(&name) {
-                stems.push(stem);
-            } else if kind != FileType::RegularFile
-                && let Ok(sub) = fsio::open_dir(dir, &name)
-            {
-                self.recover_drops(sub.as_fd(), &below, report)?;
-            }
-        }
-        let going: Vec<Going> = stems.iter().map(Going::Stem).collect();
-        for (stem, result) in stems.iter().zip(self.finish_remove(place, &going)) {
-            if let Err(error) = result {
-                report.fail(
-                    &self.store.path.join(BAK).join(DROP).join(place).join(stem.sidecar()).display().to_string(),
-                    &error,
-                );
             }
         }
         Ok(())

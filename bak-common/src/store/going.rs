@@ -15,8 +15,9 @@ use crate::record::Dump;
 const MANY: usize = 32;
 
 /// A dump that is going.
+#[derive(Clone, Copy)]
 pub(super) enum Going<'a> {
-    /// Its sidecar was moved just now, and it said this.
+    /// Its sidecar, which says this, was just moved, or is to be.
     Known(&'a Dump),
     /// Its sidecar may lie among the dropped ones, and is there again perhaps.
     Stem(&'a Stem),
@@ -46,7 +47,25 @@ impl Beside {
     }
 }
 
-impl Going<'_> {
+impl<'a> Going<'a> {
+    /// The decision to remove the dump; not flushed yet. What is known of it from then on: nothing, where its sidecar had
+    /// gone already, or could not be moved by one call.
+    pub fn drop_sidecar(&self, from: BorrowedFd, drop: BorrowedFd) -> Result<Going<'a>> {
+        let (Self::Known(Dump { stem, .. }) | Self::Stem(stem)) = *self;
+        let name = stem.sidecar();
+        let moved = || rustix::fs::renameat_with(from, name.as_str(), drop, name.as_str(), RenameFlags::NOREPLACE);
+        match rustix::io::retry_on_intr(moved) {
+            Ok(()) => return Ok(*self),
+            Err(Errno::NOENT) => return Ok(Going::Stem(stem)),
+            Err(_) => {}
+        }
+        if fsio::stat(from, &name)?.is_some() {
+            fsio::move_file(from, drop, &name)?;
+            fsio::unlink(from, &name)?;
+        }
+        Ok(Going::Stem(stem))
+    }
+
     pub fn stem(&self) -> &Stem {
         match self {
             Self::Known(dump) => &dump.stem,
@@ -79,21 +98,4 @@ impl Going<'_> {
         }
         remove(&dump)
     }
-}
-
-/// The decision to remove a dump; not flushed yet. Whether its sidecar was moved by one call; else it may have gone already,
-/// or been moved by two.
-pub(super) fn drop_sidecar(from: BorrowedFd, drop: BorrowedFd, stem: &Stem) -> Result<bool> {
-    let name = stem.sidecar();
-    let moved = || rustix::fs::renameat_with(from, name.as_str(), drop, name.as_str(), RenameFlags::NOREPLACE);
-    match rustix::io::retry_on_intr(moved) {
-        Ok(()) => return Ok(true),
-        Err(Errno::NOENT) => return Ok(false),
-        Err(_) => {}
-    }
-    if fsio::stat(from, &name)?.is_some() {
-        fsio::move_file(from, drop, &name)?;
-        fsio::unlink(from, &name)?;
-    }
-    Ok(false)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::calendar::{Time, Zone};
-use bak_common::command::{Program, has_ended, stop_group};
+use bak_common::command::{Program, has_ended, stop_group_within};
 use bak_common::config::Vzdump;
 use bak_common::name::printable;
 use bak_common::record::FileEntry;
@@ -58,7 +58,7 @@ impl Order<'_> {
             program = program.args(["--exclude-path", path]);
         }
         // It unlocks its guest and clears up when it is asked to end.
-        program = program.on_our_death(Signal::TERM).in_own_group();
+        program = program.on_our_death(Signal::TERM).own_group();
         for lock in self.job.locks {
             program = program.holding(lock)?;
         }
@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
         let mut ended = locked(&self.ended);
         match *ended {
             Some(status) => Ok(status),
-            None => Ok(*ended.insert(stop_group(&mut locked(&self.child), STOPPING)?)),
+            None => Ok(*ended.insert(stop_group_within(&mut locked(&self.child), STOPPING)?)),
         }
     }
 }

@@ -12,6 +12,12 @@ use std::process::{Child, ExitStatus};
 
 const STOPS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
+/// Of these signals those that our caller does not have us ignore.
+pub fn heeded(signals: &[Signal]) -> SigSet {
+    let ignored = ignored();
+    signals.iter().copied().filter(|signal| ignored & (1 << (*signal as i32 - 1)) == 0).collect()
+}
+
 /// `si_code` of what the kernel itself sent: for these signals a terminal's, which sends it to all of its foreground.
 const SI_KERNEL: i32 = 0x80;
 
@@ -24,12 +30,7 @@ pub struct Signals {
 impl Signals {
     /// To be called in the thread that starts and awaits the programs, before any other thread there is.
     pub fn block() -> Result<Self> {
-        let ignored = ignored();
-        let mut set = SigSet::empty();
-        STOPS
-            .into_iter()
-            .filter(|signal| ignored & (1 << (*signal as i32 - 1)) == 0)
-            .for_each(|signal| set.add(signal));
+        let mut set = heeded(&STOPS);
         set.add(Signal::SIGCHLD);
         set.thread_block().context("cannot block signals")?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
