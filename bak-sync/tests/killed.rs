@@ -153,7 +153,7 @@ fn kill_at_random(counted: &Counted, dumps: &[String], kills: u64, limit: u64, b
         let mut number = |below: u64| (random.next().unwrap() << 8 | random.next().unwrap()) % below;
         let limit = (number(40) * (limit / 40) + 100_000).to_string();
         let mut pass = counted.start(&["--limit", &limit, "--retries", "1"]);
-        let end = counted.seen() + number(1 << 16) * bytes >> 16;
+        let end = counted.seen() + ((number(1 << 16) * bytes) >> 16);
         wait_for("a pass hangs", || counted.seen() >= end || pass.try_wait().unwrap().is_some());
         // Of a pass that has ended the number may belong to another process by now.
         if pass.try_wait().unwrap().is_none() {
