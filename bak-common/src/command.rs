@@ -52,6 +52,7 @@ pub struct Program {
     timeout: Option<Duration>,
     own_locale: bool,
     own_group: bool,
+    heeds: bool,
     tick: Duration,
 }
 
@@ -109,6 +110,7 @@ impl Program {
             timeout: None,
             own_locale: false,
             own_group: false,
+            heeds: false,
             tick: Duration::from_millis(100),
         })
     }
@@ -178,6 +180,12 @@ impl Program {
     /// and they can be ended together: see [`stop_group`].
     pub fn own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// Ends it when we are asked to end; the result is a [`crate::stop::Stopped`] then.
+    pub fn heeding(mut self) -> Self {
+        self.heeds = true;
         self
     }
 
@@ -319,6 +327,11 @@ impl Program {
                     break Err(error);
                 }
             }
+            if self.heeds
+                && let Err(error) = crate::stop::check()
+            {
+                break Err(error);
+            }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
                 break Err(anyhow!(
                     "{} took longer than {} s and was stopped",
@@ -334,6 +347,9 @@ impl Program {
             }
             Err(error) => {
                 if self.own_group {
+                    // What it has started may have to put things in order, too, as rsync's other half does.
+                    ask(&child, PATIENCE);
+                    std::thread::sleep(Duration::from_millis(200));
                     stop_group(&mut child);
                 } else {
                     stop(&mut child);
@@ -369,6 +385,18 @@ pub fn has_ended(child: &Child) -> bool {
     }
 }
 
+/// Asks a program to end, unless it has, and waits for that. It is not taken leave of.
+fn ask(child: &Child, patience: Duration) {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+    if !has_ended(child) {
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    }
+    let asked = Instant::now();
+    while asked.elapsed() < patience && !has_ended(child) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// How long a program that has its own group may take to end if nobody says.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -383,13 +411,7 @@ pub fn stop_group(child: &mut Child) {
 /// number, which is the group's, is nobody else's.
 pub fn stop_group_within(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        if !has_ended(child) {
-            let _ = rustix::process::kill_process(group, Signal::TERM);
-        }
-        let asked = Instant::now();
-        while asked.elapsed() < patience && !has_ended(child) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        ask(child, patience);
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
     child.wait().context("cannot wait for a program")

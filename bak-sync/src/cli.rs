@@ -29,7 +29,7 @@ Examples:
       no more than that: what is cut goes on in the next pass
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --until 06:00
       a pass of the night: it ends in order then
-  bak-sync --outbox /var/bak/.outbox-box --dest box=rsync://pve1@box/bak --password-file /etc/bak/box.pass
+  bak-sync --outbox /var/bak/.outbox-box --dest box=rsync://me@box/bak --password-file /etc/box.pass
       to the module `bak` of an rsync daemon; over ssh it is --dest box=backup@box:/srv/bak
   bak-sync --outbox /var/bak/.outbox-box --dest box=/mnt/box --reconcile
       after work over there by hand, or when the history is lost: what is there counts as sent, what is not doesn't

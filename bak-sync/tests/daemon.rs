@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const BEYOND: u64 = 64 << 10;
@@ -328,7 +329,7 @@ fn whether_asked_to_stop_or_killed_nothing_of_it_lives_on_and_the_next_pass_goes
         let web = place.wait_with("web", DAY1, &noise(1, 8 << 20), json!({}));
         let mut command = place.kit.command(bak_tests::bin("bak-sync"));
         command.args(["--outbox", "outbox", "--dest", &format!("box={url}"), "--bwlimit", "4M"]);
-        let mut pass = command.spawn().unwrap();
+        let mut pass = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         while relay.seen() < 3 << 20 {
             assert!(begun.elapsed() < Duration::from_secs(60), "nothing crosses");

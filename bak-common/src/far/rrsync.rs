@@ -22,7 +22,8 @@ impl Far {
             return Ok(());
         }
         let program = Program::new(&self.ssh[0])?.args(self.ssh[1..].iter().cloned());
-        let answer = program.args(["--", host.as_str()]).args(QUESTION).timeout(Duration::from_secs(60)).run()?;
+        let program = program.args(["--", host.as_str()]).args(QUESTION).timeout(Duration::from_secs(60));
+        let answer = program.guarded().heeding().run()?;
         let out = QUESTION.iter().map(|word| word.len() + 1).sum::<usize>() as u64;
         self.spent(Wire { out, into: (answer.stdout.len() + answer.stderr.len()) as u64 });
         let said = &answer.stderr;

@@ -51,7 +51,8 @@ impl Far {
                     .args(with_socket(&["-O", "check", "--", host]))
                     .timeout(Duration::from_secs(10))
                     .own_group()
-                    .run_with(|_| stop::check());
+                    .heeding()
+                    .run();
                 let check = match check {
                     Ok(check) => check,
                     Err(error) => {
