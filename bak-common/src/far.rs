@@ -20,12 +20,15 @@ use crate::meter::{Speed, Wire};
 use crate::report::Kind;
 
 mod append;
+mod cache;
 mod daemon;
 mod end;
+pub mod identity;
 mod listing;
 mod look;
 mod mounted;
 mod ran;
+mod remove;
 mod rrsync;
 mod run;
 mod seed;
@@ -33,6 +36,7 @@ mod ssh;
 mod url;
 
 pub use append::Slice;
+pub use cache::Cache;
 pub use end::TimeIsUp;
 pub use listing::{FarFile, FarKind};
 pub use look::Fetched;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::name::{is_component, printable};
@@ -130,7 +131,8 @@ pub fn distrust(stat: &Stat) -> Option<String> {
 
 /// Why something is not owned by those whom we trust.
 pub fn foreign(stat: &Stat) -> Option<String> {
-    let me = rustix::process::geteuid().as_raw();
+    static ME: OnceLock<u32> = OnceLock::new();
+    let me = *ME.get_or_init(|| rustix::process::geteuid().as_raw());
     (stat.st_uid != 0 && stat.st_uid != me)
         .then(|| format!("belongs to the user {}, neither root nor us ({me})", stat.st_uid))
 }
@@ -150,6 +152,10 @@ pub(crate) fn open_at(dir: BorrowedFd, name: &str, flags: OFlags, mode: Mode) ->
 
 /// Opens the regular file `name` for reading; `None` if it is not there.
 pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
+    Ok(open_stat(dir, name)?.map(|(file, _)| file))
+}
+
+fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match open_at(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
@@ -161,17 +167,30 @@ pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
     if let Some(why) = distrust(&stat) {
         bail!("{} {why}", printable(name));
     }
-    Ok(Some(file))
+    Ok(Some((file, stat)))
 }
 
 /// The content of a regular file of at most `max` bytes; `None` if it is not there.
 pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
-    let Some(file) = open_file(dir, name)? else { return Ok(None) };
-    // A guess: it may grow or shrink meanwhile. A byte more, so that its end is seen without another buffer.
-    let size = file.metadata().map_or(0, |data| data.len()).min(max);
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    file.take(max + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", printable(name)))?;
-    ensure!(bytes.len() as u64 <= max, "{} is larger than {max} bytes", printable(name));
+    let Some((mut file, stat)) = open_stat(dir, name)? else { return Ok(None) };
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    ensure!(size <= max, "{} is larger than {max} bytes", printable(name));
+    let mut read = |bytes: &mut Vec<u8>| -> std::io::Result<()> {
+        // What it had when it was opened, which for nearly all files takes one call; it may shrink meanwhile.
+        let mut got = 0;
+        while got < bytes.len() {
+            match file.read(&mut bytes[got..]) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(got);
+        Ok(())
+    };
+    let mut bytes = vec![0; usize::try_from(size).context("a file is larger than memory")?];
+    read(&mut bytes).with_context(|| format!("cannot read {}", printable(name)))?;
     Ok(Some(bytes))
 }
 

@@ -12,6 +12,7 @@ pub mod lock;
 pub mod meter;
 pub mod name;
 pub mod outbox;
+pub mod pass;
 pub mod period;
 pub mod record;
 pub mod report;

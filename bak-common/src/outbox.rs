@@ -141,7 +141,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that the dump has arrived. From now on it counts as sent; what was noted before stays if it is the same.
+    /// Notes that the dump has arrived. From now on it counts as sent; what was noted before stays if it is the same, unless
+    /// it was removed over there since.
     pub fn add_sent(&self, dump: &Dump, note: SentNote) -> Result<Dump> {
         self.add_all_sent(vec![(dump, note)]).pop().context("nothing was noted")?
     }
@@ -176,7 +177,9 @@ impl Outbox {
             if !old.same(dump) {
                 bail!("another dump was sent as {}", dump.stem);
             }
-            return Ok(Noted { sent: old, dir, file: None });
+            if !self.was_pruned(&old) {
+                return Ok(Noted { sent: old, dir, file: None });
+            }
         }
         let mut sent = dump.bare();
         sent.sent.insert(self.dest.clone(), note);
@@ -184,6 +187,28 @@ impl Outbox {
         fsio::unlink(dir.as_fd(), &temp(&sent))?;
         let file = fsio::write_unflushed(dir.as_fd(), &temp(&sent), &sent.to_sidecar())?;
         Ok(Noted { sent, dir, file: Some(file) })
+    }
+
+    fn write_sent(&self, sent: &Dump) -> Result<()> {
+        let dir =
+            fsio::make_dir(fsio::make_dir(self.store.make_bak()?.as_fd(), SENT)?.as_fd(), &Self::place(&sent.vm))?;
+        fsio::write_whole(dir.as_fd(), &temp(sent), &sent.stem.sidecar(), &sent.to_sidecar())
+    }
+
+    /// Whether the history says of this entry of it that bak-prune removed it over there.
+    pub fn was_pruned(&self, sent: &Dump) -> bool {
+        sent.sent.get(&self.dest).is_some_and(|note| note.pruned.is_some())
+    }
+
+    /// Notes in the history that the dump was removed over there at that time, or that it was not. What was never sent from
+    /// here is not noted. Only for who holds the pass's lock.
+    pub fn set_pruned(&self, dump: &Dump, at: Option<Time>) -> Result<()> {
+        let Some(mut sent) = self.sent(dump)?.filter(|sent| sent.same(dump)) else { return Ok(()) };
+        match sent.sent.get_mut(&self.dest) {
+            Some(note) if note.pruned.is_some() != at.is_some() => note.pruned = at,
+            _ => return Ok(()),
+        }
+        self.write_sent(&sent)
     }
 }
 

@@ -113,6 +113,11 @@ impl Report {
         log(&mut self.state(), &line.to_string());
     }
 
+    /// Whether decisions are written anywhere.
+    pub fn is_logged(&self) -> bool {
+        self.state().log.is_some()
+    }
+
     /// A decision, as the record that says it.
     pub fn decided(&self, record: &str) {
         log(&mut self.state(), record);

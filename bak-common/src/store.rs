@@ -25,6 +25,7 @@ use std::time::Duration;
 mod annotate;
 mod change;
 mod copy;
+mod going;
 mod link;
 mod log;
 mod looks;
@@ -33,7 +34,7 @@ mod remove;
 
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};
-pub use looks::Looks;
+pub use looks::{Looks, PROTECTED};
 
 use crate::fsio;
 use crate::lock::{Hold, Holder, Lock};
@@ -369,13 +370,20 @@ fn complete(dir: BorrowedFd, dump: &Dump) -> Result<()> {
 
 /// What lies beside a dump and belongs to it: its log, its notes, its marks. Carried and removed with it, never hashed.
 fn companions(dir: BorrowedFd, dump: &Dump) -> Result<Vec<String>> {
-    let of_files =
-        dump.files.iter().flat_map(|file| [".notes", ".protected"].map(|ending| format!("{}{ending}", file.name)));
     let mut found = Vec::new();
-    for name in of_files.chain([dump.stem.log()]) {
-        if dump.files.iter().all(|file| file.name != name) && fsio::stat(dir, &name)?.is_some() {
+    for name in companion_names(dump) {
+        if fsio::stat(dir, &name)?.is_some() {
             found.push(name);
         }
     }
     Ok(found)
+}
+
+/// What companions of this dump would be called.
+pub fn companion_names(dump: &Dump) -> impl Iterator<Item = String> {
+    let of_files =
+        dump.files.iter().flat_map(|file| [".notes", ".protected"].map(|ending| format!("{}{ending}", file.name)));
+    let all = of_files.chain([dump.stem.log()]);
+    // What a dump calls its own file is none.
+    all.filter(|name| dump.files.iter().all(|file| file.name != *name))
 }

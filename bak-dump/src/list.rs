@@ -256,7 +256,10 @@ fn row(session: &Session, dump: &Dump, sides: &[Side]) -> Vec<String> {
         fault.unwrap_or(if dump.protected { "good, protected" } else { "good" }).to_owned(),
     ];
     row.extend(sides.iter().map(|side| match (dump.sent.get(&side.name), dump.link.get(&side.name)) {
-        (Some(sent), _) => format!("sent {}", local(sent.at)),
+        (Some(sent), _) => match sent.pruned {
+            Some(at) => format!("sent {}, removed there {}", local(sent.at), local(at)),
+            None => format!("sent {}", local(sent.at)),
+        },
         (None, Some(link)) => match &link.error {
             Some(why) => format!("pending: {why}"),
             None => "pending".into(),

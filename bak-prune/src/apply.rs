@@ -9,23 +9,25 @@ use bak_common::jsonl::{Writer, read_all, read_heads};
 use bak_common::name::{DumpId, GuestName};
 use bak_common::record::{Dump, Head, Record, to_line};
 use bak_common::report::Kind;
-use bak_common::store::{Entry, Locked, Unreadable};
+use bak_common::store::{Entry, Unreadable};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::held::{self, Held};
 use crate::look::View;
 use crate::offsite::{self, OnlySent};
 use crate::output::Output;
 use crate::plan::{self, Candidate, Decision, Item, Terms};
-use crate::request::{GoneGuests, Order, Place, Purge, Request, Task};
+use crate::remote::Outcome;
+use crate::request::{At, GoneGuests, Order, Place, Purge, Request, Task};
 use crate::{forecast, gone, protect, space};
 
 /// The dumps that were named, each with what the pipe adds to its record.
 type Named = BTreeMap<DumpId, Map<String, Value>>;
 
-/// One store, locked (but in a dry run), listed and planned.
+/// One store, held (but in a dry run), listed and planned.
 struct Job<'a> {
-    locked: Option<Locked<'a>>,
+    held: Held<'a>,
     view: View,
     items: Vec<Item>,
 }
@@ -84,7 +86,7 @@ pub fn run(session: &Session, request: Request) -> Result<u8> {
     Ok(if refused { Kind::Refused as u8 } else { status })
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Removes what no rule keeps, or nothing if that is more than may go; whether that was so.
     fn by_rules(&self, output: &mut Output) -> Result<bool> {
         let mut jobs = Vec::new();
@@ -92,7 +94,7 @@ impl Run<'_> {
             match self.prepare(place, Pick::Rules) {
                 Ok(job) if self.request.max_remove.is_some() => jobs.push(job),
                 Ok(job) => carry_out(self.session, job, &Named::new(), output)?,
-                Err(error) => self.session.report.fail(&place.store.path().display().to_string(), &error),
+                Err(error) => self.session.report.fail(&place.name(), &error),
             }
         }
         let refused = !self.few_enough(&jobs);
@@ -137,7 +139,7 @@ impl Run<'_> {
         Ok(refused)
     }
 
-    fn prepare_all(&self, pick: Pick) -> Result<Vec<Job<'_>>> {
+    fn prepare_all(&self, pick: Pick) -> Result<Vec<Job<'a>>> {
         self.request.places.iter().map(|place| self.prepare(place, pick)).collect()
     }
 
@@ -179,16 +181,12 @@ impl Run<'_> {
     }
 
     /// Lists and plans one store, under its lock.
-    fn prepare<'p>(&self, place: &'p Place, pick: Pick) -> Result<Job<'p>> {
+    fn prepare(&self, place: &'a Place, pick: Pick) -> Result<Job<'a>> {
         let Run { session, request, .. } = self;
         let waits = |wanted: &OnlySent| Ok::<_, anyhow::Error>((wanted.clone(), wanted.sightings(session, place)?));
         let waits = request.only_sent.as_ref().map(waits).transpose()?;
-        let locked = match session.dry_run {
-            true => None,
-            false => Some(place.store.lock(session.wait, &session.report)?),
-        };
-        let view = View::of(&place.store);
-        let bases = offsite::bases(session, place, &view)?;
+        let (held, view) = held::open(session, place, !session.dry_run)?;
+        let bases = offsite::bases(place, &view)?;
         let dump = |at: usize| &view.entries[at].dump;
         let unsent = |at: usize| {
             let (wanted, sightings) = waits.as_ref()?;
@@ -200,7 +198,7 @@ impl Run<'_> {
             skew_s: request.skew_s,
             select: &|at| self.selects(dump(at), is_gone(&candidates[at])),
             keep: &|at| rules(session, request, place, dump(at)),
-            blocked: &|vm| view.blocked(&place.store, vm),
+            blocked: &|vm| view.blocked(vm),
             is_gone: &is_gone,
             unsent: &unsent,
             basis: &|id| bases.get(id).cloned(),
@@ -220,11 +218,11 @@ impl Run<'_> {
         }
         let purged = |bad: &Unreadable| matches!(pick, Pick::Purge(vm) if bad.may_concern(vm));
         let everyone = matches!(pick, Pick::Rules) && request.guests.takes_all() && request.gone != GoneGuests::Only;
-        view.report(session, &place.store, |bad| {
+        view.report(session, |bad| {
             everyone || purged(bad) || items.iter().any(|item| bad.may_concern(candidates[item.at].vm))
         });
         warn(session, request, place, &candidates, &items);
-        Ok(Job { locked, items, view })
+        Ok(Job { held, items, view })
     }
 
     fn selects(&self, dump: &Dump, gone: bool) -> bool {
@@ -248,7 +246,7 @@ fn not_all_gone(candidates: &[Candidate], terms: &Terms) -> Result<()> {
 }
 
 pub fn stores(places: &[Place]) -> String {
-    places.iter().map(|place| place.store.path().display().to_string()).collect::<Vec<_>>().join(" or ")
+    places.iter().map(Place::name).collect::<Vec<_>>().join(" or ")
 }
 
 fn named(session: &Session, order: &Order) -> Result<Named> {
@@ -284,7 +282,7 @@ fn warn(session: &Session, request: &Request, place: &Place, candidates: &[Candi
             if odd.len() == 1 { "a dump is".to_owned() } else { format!("{} dumps are", odd.len()) },
             first.id
         );
-        session.report.warn(&place.store.path().display().to_string(), &text);
+        session.report.warn(&place.name(), &text);
     }
 }
 
@@ -294,8 +292,12 @@ pub fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -
         Some(rules) => rules.clone(),
         None => {
             let mut effective = session.config.effective(dump);
-            let remote = place.dest.as_ref().and_then(|dest| effective.keep_at.remove(dest));
-            remote.unwrap_or(effective.keep)
+            match (place.dest_name(), &place.at) {
+                // What holds for the store here says nothing about a copy elsewhere.
+                (Some(dest), _) => effective.keep_at.remove(dest).unwrap_or_default(),
+                (None, At::There(_)) => Keep::default(),
+                (None, At::Here(_)) => effective.keep,
+            }
         }
     };
     keep.failed = request.keep_failed.or(keep.failed);
@@ -304,20 +306,24 @@ pub fn rules(session: &Session, request: &Request, place: &Place, dump: &Dump) -
 
 /// Removes what the plan says, and prints it.
 fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) -> Result<()> {
-    let going: Vec<&Item> = job.items.iter().filter(|item| item.decision == Decision::Remove).collect();
     let mut failed = BTreeSet::new();
-    if let Some(locked) = &job.locked {
-        let entries: Vec<&Entry> = going.iter().map(|item| &job.view.entries[item.at]).collect();
-        for (item, result) in going.iter().zip(locked.remove(&entries)) {
-            if let Err(error) = result.context("cannot remove the dump") {
-                failed.insert(item.at);
-                session.report.fail(job.id(item).as_str(), &error);
+    let Job { mut held, view, items } = job;
+    let going: Vec<&Item> = items.iter().filter(|item| item.decision == Decision::Remove).collect();
+    let entries: Vec<&Entry> = going.iter().map(|item| &view.entries[item.at]).collect();
+    let outcomes = if session.dry_run { Vec::new() } else { held.remove(&entries) };
+    for (item, outcome) in going.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Removed => continue,
+            Outcome::Failed(error) => {
+                let id = &view.entries[item.at].dump.id;
+                session.report.fail(id.as_str(), &error.context("cannot remove the dump"));
             }
+            Outcome::NotDone => {}
         }
+        failed.insert(item.at);
     }
     // The lock is for moments; whoever reads our output may take longer.
-    let Job { locked, view, items, .. } = job;
-    drop(locked);
+    drop(held);
     let candidates = view.candidates();
     let done = |item: &&Item| !failed.contains(&item.at) && (item.decision != Decision::Keep || session.explain);
     let record = |item: &Item| {
@@ -330,10 +336,12 @@ fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) ->
         dump
     };
     // All of it goes into the log, also where the reader of our output has gone.
-    for item in items.iter().filter(done).filter(|item| item.decision != Decision::Keep) {
+    let logged = |item: &&Item| session.report.is_logged() && item.decision != Decision::Keep;
+    for item in items.iter().filter(done).filter(logged) {
         session.report.decided(&to_line(&Record::Dump(Box::new(record(item)))));
     }
-    for item in items.iter().filter(done).filter(|item| item.decision == Decision::Remove || session.explain) {
+    let shown = |item: &&Item| !session.quiet && (item.decision == Decision::Remove || session.explain);
+    for item in items.iter().filter(done).filter(shown) {
         output.put(item.decision, record(item))?;
     }
     Ok(())
@@ -343,12 +351,12 @@ fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) ->
 pub fn check_config(session: &Session, request: &Request) -> Result<u8> {
     let mut writer = Writer::stdout();
     for place in &request.places {
-        let view = View::of(&place.store);
+        let (_, view) = held::open(session, place, false)?;
         for at in plan::faces(&view.candidates(), &Terms::at(session.now, session.zone)) {
             let effective = session.config.effective(&view.entries[at].dump);
             writer.line(&serde_json::to_string(&effective).context("cannot describe what holds for a guest")?)?;
         }
-        view.report(session, &place.store, |_| true);
+        view.report(session, |_| true);
     }
     Ok(session.report.finish(|count| format!("{count} could not be read")))
 }

@@ -1,23 +1,23 @@
 //! What the user typed, and what it resolves to.
 
 use anyhow::Result;
-use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::args::{Common, Limits, Picks, Reach, Session};
 use bak_common::config::{Keep, dest_name};
-use bak_common::name::{DumpId, GuestName, printable};
+use bak_common::name::{DumpId, GuestName};
 use bak_common::report::Kind;
 use bak_common::select::Selector;
-use bak_common::store::Store;
 use bak_common::units::{Size, Span};
 use chrono::NaiveDate;
 use clap::Parser;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::apply;
 use crate::forecast::Simulate;
 use crate::offsite::OnlySent;
+use crate::places::Asked;
 use crate::plan::SKEW_S;
 use crate::protect::Protect;
-use crate::request::{GoneGuests, MaxRemove, Order, Place, Purge, Request, Task};
+use crate::request::{GoneGuests, MaxRemove, Order, Purge, Request, Task};
 use crate::simulate::Schedule;
 
 const AFTER: &str = "\
@@ -30,11 +30,17 @@ and one that lies in two directories of a store counts once. One that is not goo
 than everything that the rules keep; a sidecar of which all files are gone is removed. A dump that expires is kept until \
 then and removed after; it does not count.
 
+An off-site copy needs nothing but rsync over there. It must carry the identity that bak-sync --init gave it, and be the one \
+that its outbox belongs to, if that is known. What crosses the line counts in the ledger of its outbox, and keeps to the \
+limits. What a broken line leaves unfinished, the next run finishes.
+
 Examples:
   bak-prune -n --explain /srv/dumps --keep-last 3 --keep-daily 7 --keep-weekly 4
   bak-prune --store /srv/dumps --guest 'web*' --keep-within 14d
   bak-prune --store /srv/dumps web@20261120T010002Z
   bak-prune --store /srv/dumps --protect web@20261119T010002Z
+  bak-prune --dest box -n --explain
+  bak-prune backup@box:/srv/bak --keep-daily 7 --keep-monthly 6
   bak-prune --simulate 1y --every 1d@02:00 --keep-daily 7 --keep-weekly 4 --keep-monthly 6
   bak-state list --gone --for 90d | bak-prune --expire-gone - -n
 
@@ -43,19 +49,30 @@ Exit status:
   1  finished, but something could not be read or removed
   2  usage, configuration or unreadable input
   3  a store is locked
-  4  a dump that must not be removed was named, or more than --max-remove would go: nothing is removed";
+  4  a dump that must not be removed was named, more than --max-remove would go, or an off-site copy is not the one that
+     bak-sync --init was run on: nothing is removed";
 
 /// Remove the dumps that no rule keeps, and say why
 #[derive(Debug, Parser)]
 #[command(name = "bak-prune", version, after_help = AFTER)]
 struct Cli {
-    /// Directories of dumps to prune; or ids of dumps: exactly those are removed; or -: the same for the dumps on
-    /// standard input
+    /// Directories of dumps to prune, or off-site copies, [user@]host:path or rsync://host/module; or ids of dumps: exactly those are removed; or
+    /// -: the same for the dumps on standard input
     #[arg(value_name = "STORE|ID|-")]
     operands: Vec<String>,
-    /// The store, if no operand names one (then say which guests, or --all)
+    /// The store, if no operand names one (then say which guests, or --all); with --dest only the place of its outbox
     #[arg(long, value_name = "DIR", help_heading = "Places")]
     store: Option<PathBuf>,
+    /// Prune the copy at this destination, a configured one or NAME=URL, by its own rules; may be repeated
+    #[arg(long, value_name = "NAME[=URL]", help_heading = "Places")]
+    dest: Vec<String>,
+    /// The outbox of that destination, or of --only-sent's [default: as configured, or <store>/.outbox-<destination>]
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    outbox: Option<PathBuf>,
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    limits: Limits,
     /// Only this guest, by number or name or pattern; may be repeated
     #[arg(long, value_name = "GLOB", help_heading = "Selection")]
     guest: Vec<String>,
@@ -126,9 +143,6 @@ struct Offsite {
     /// After so long a dump goes even if it is not known to be there
     #[arg(long, value_name = "DUR", default_value = "14d", requires = "only_sent")]
     unsent_grace: Span,
-    /// The outbox of that destination [default: as configured, or <store>/.outbox-<destination>]
-    #[arg(long, value_name = "DIR", requires = "only_sent")]
-    outbox: Option<PathBuf>,
 }
 
 fn seconds(span: Span) -> i64 {
@@ -144,7 +158,7 @@ fn guest_name(text: &str) -> Result<GuestName> {
 }
 
 impl Offsite {
-    fn resolve(&self, session: &Session) -> Result<Option<OnlySent>> {
+    fn resolve(&self, session: &Session, outbox: Option<&PathBuf>) -> Result<Option<OnlySent>> {
         let Some(name) = &self.only_sent else { return Ok(None) };
         let known: Vec<String> = session.config.dest.iter().map(|dest| dest.name.clone()).collect();
         let dests = match name.as_str() {
@@ -157,12 +171,12 @@ impl Offsite {
                 vec![name.to_owned()]
             }
         };
-        if self.outbox.is_some() && dests.len() > 1 {
+        if outbox.is_some() && dests.len() > 1 {
             return Err(Kind::Usage.says("--outbox goes with one destination: name it by --only-sent"));
         }
         Ok(Some(OnlySent {
             dests,
-            outbox: self.outbox.clone(),
+            outbox: outbox.cloned(),
             sighted_s: seconds(self.sighted),
             grace_s: seconds(self.unsent_grace),
         }))
@@ -274,25 +288,26 @@ impl Cli {
         self.check(&operands, &guests, &task)?;
         let gone = match &self.orders.expire_gone {
             None => GoneGuests::No,
-            Some(_) if operands.stores.is_empty() && guests.is_empty() => GoneGuests::Only,
+            Some(_) if !self.names_stores(&operands) && guests.is_empty() => GoneGuests::Only,
             Some(_) => GoneGuests::Too,
         };
-        let paths = match operands.stores {
-            stores if !stores.is_empty() => stores,
-            _ if matches!(task, Task::Simulate(_)) && self.store.is_none() && guests.is_empty() => Vec::new(),
-            _ if self.common.check_config && self.store.is_none() && session.config.store.is_none() => Vec::new(),
-            _ => vec![Places { store: self.store.clone(), ..Places::default() }.store(&session.config)?],
+        let asked = Asked {
+            stores: &operands.stores,
+            store: self.store.as_deref(),
+            dests: &self.dest,
+            outbox: self.outbox.as_deref(),
+            reach: &self.reach,
+            limits: &self.limits,
+            only_sent: self.offsite.only_sent.as_deref(),
+            // What a made-up guest is simulated for, or what the configuration says without any store.
+            none_will_do: self.store.is_none()
+                && (matches!(task, Task::Simulate(_)) && guests.is_empty()
+                    || self.common.check_config && session.config.store.is_none()),
         };
-        let mut places: Vec<Place> = Vec::new();
-        for path in &paths {
-            let store = open(path)?;
-            if places.iter().all(|place| place.store.path() != store.path()) {
-                let dest = destination(session, &store);
-                places.push(Place { store, dest });
-            }
+        let places = asked.resolve(session)?;
+        if let Some(place) = places.iter().find(|place| place.path().is_none()) {
+            self.check_remote(&task, &place.name())?;
         }
-        // Whoever locks several stores at once must always do so in the same order.
-        places.sort_by(|a, b| a.store.path().cmp(b.store.path()));
         Ok(Request {
             places,
             task,
@@ -303,9 +318,13 @@ impl Cli {
             max_remove: self.guard.max_remove,
             force: self.guard.force,
             free: self.orders.free.map(|size| size.0),
-            only_sent: self.offsite.resolve(session)?,
+            only_sent: self.offsite.resolve(session, self.outbox.as_ref())?,
             gone,
         })
+    }
+
+    fn names_stores(&self, operands: &Operands) -> bool {
+        !operands.stores.is_empty() || !self.dest.is_empty()
     }
 
     /// What is to be done; one thing at a time.
@@ -341,6 +360,21 @@ impl Cli {
         Ok(tasks.pop().unwrap_or(Task::Rules))
     }
 
+    /// Refuses what cannot be done where there is nothing but rsync.
+    fn check_remote(&self, task: &Task, name: &str) -> Result<()> {
+        if self.orders.free.is_some() {
+            let text = format!("how much is free at {name} cannot be known: --free is for stores on this machine");
+            return Err(Kind::Usage.says(text));
+        }
+        if matches!(task, Task::Protect(_)) {
+            return Err(Kind::Usage.says(format!(
+                "{name} is not on this machine, and nothing over there is ever overwritten: protect dumps before they are \
+                 sent, or run bak-prune over there"
+            )));
+        }
+        Ok(())
+    }
+
     /// Refuses what does not go together.
     fn check(&self, operands: &Operands, guests: &Selector, task: &Task) -> Result<()> {
         if self.common.check_config {
@@ -371,35 +405,16 @@ impl Cli {
         if !matches!(task, Task::Named(_)) && self.guard.force {
             return Err(Kind::Usage.says("--force goes with the ids of the dumps to remove"));
         }
-        if matches!(task, Task::Purge(_)) && operands.stores.is_empty() && self.store.is_none() {
-            return Err(Kind::Usage.says("--purge wants its stores named, as operands or by --store"));
+        if matches!(task, Task::Purge(_)) && !self.names_stores(operands) && self.store.is_none() {
+            return Err(Kind::Usage.says("--purge wants its stores named, as operands or by --store or --dest"));
         }
-        if by_rules && operands.stores.is_empty() && guests.is_empty() && self.orders.expire_gone.is_none() {
+        if by_rules && !self.names_stores(operands) && guests.is_empty() && self.orders.expire_gone.is_none() {
             return Err(
                 Kind::Usage.says("say what to prune: a store, --all, guests (--guest, --tag, …) or ids (see --help)")
             );
         }
         Ok(())
     }
-}
-
-fn open(path: &Path) -> Result<Store> {
-    let text = path.to_string_lossy();
-    let remote = text.split('/').next().is_some_and(|host| host.contains(':'));
-    if remote && !path.exists() {
-        return Err(Kind::Usage.says(format!(
-            "{} is not a directory here: name a directory, or run bak-prune over there",
-            printable(&text)
-        )));
-    }
-    Store::open(path)
-}
-
-/// The destination whose copy lies in this store, if the configuration says so: its own rules hold there.
-fn destination(session: &Session, store: &Store) -> Option<String> {
-    let is_here = |url: &str| Path::new(url).canonicalize().is_ok_and(|path| path == store.path());
-    let dest = session.config.dest.iter().find(|dest| dest.url.as_deref().is_some_and(is_here))?;
-    Some(dest.name.clone())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::apply::rules;
 use crate::calendar::calendar;
-use crate::look::View;
+use crate::held;
 use crate::plan::{self, Terms};
 use crate::request::Request;
 use crate::simulate::{Day, Schedule, play};
@@ -41,7 +41,7 @@ pub fn run(session: &Session, request: &Request, simulate: &Simulate) -> Result<
         show(session, &mut writer, MADE_UP, &days(session, simulate, &[], schedule, &keep)?, simulate)?;
     }
     for place in &request.places {
-        let view = View::of(&place.store);
+        let (_, view) = held::open(session, place, false)?;
         let (candidates, terms) = (view.candidates(), Terms::at(session.now, session.zone));
         for face in plan::faces(&candidates, &terms) {
             let dump: &Dump = &view.entries[face].dump;
@@ -62,7 +62,7 @@ pub fn run(session: &Session, request: &Request, simulate: &Simulate) -> Result<
                 simulate,
             )?;
         }
-        view.report(session, &place.store, |_| true);
+        view.report(session, |_| true);
     }
     Ok(session.report.finish(|count| format!("{count} could not be read")))
 }

@@ -2,13 +2,18 @@
 
 use anyhow::anyhow;
 use bak_common::args::Session;
+use bak_common::far::FarKind;
 use bak_common::name::GuestName;
-use bak_common::store::{Entry, Listing, Looks, Store, Unreadable};
+use bak_common::store::{Entry, Listing, Looks, PROTECTED, Store, Unreadable};
+use std::path::PathBuf;
 
 use crate::plan::Candidate;
+use crate::remote::drop::{Files, below};
 
 #[derive(Debug)]
 pub struct View {
+    /// Its top, as it is called.
+    pub top: PathBuf,
     pub entries: Vec<Entry>,
     /// One for each entry.
     pub looks: Vec<Looks>,
@@ -21,7 +26,8 @@ impl View {
     /// Lists the store. A dump whose files cannot be looked at is as bad as one whose sidecar cannot be read.
     pub fn of(store: &Store) -> Self {
         let Listing { dumps, unreadable, links } = store.list();
-        let mut view = Self { entries: Vec::new(), looks: Vec::new(), unreadable, links };
+        let top = store.path().to_owned();
+        let mut view = Self { top, entries: Vec::new(), looks: Vec::new(), unreadable, links };
         let looks = store.looks(&dumps);
         for (entry, looks) in dumps.into_iter().zip(looks) {
             match looks {
@@ -38,32 +44,50 @@ impl View {
         view
     }
 
+    /// The same of an off-site copy, from a whole listing of its files and the dumps that they make up.
+    pub fn there(top: &str, files: &Files, listing: Listing) -> Self {
+        let Listing { dumps, unreadable, links } = listing;
+        let looks = dumps.iter().map(|entry| looks_there(entry, files)).collect();
+        Self { top: top.into(), entries: dumps, looks, unreadable, links }
+    }
+
     /// What the plan needs to know of each dump.
     pub fn candidates(&self) -> Vec<Candidate<'_>> {
         self.entries.iter().zip(&self.looks).map(|(entry, looks)| candidate(entry, looks)).collect()
     }
 
     /// What keeps this guest's dumps from being counted.
-    pub fn blocked(&self, store: &Store, vm: &GuestName) -> Option<String> {
+    pub fn blocked(&self, vm: &GuestName) -> Option<String> {
         let bad = self.unreadable.iter().find(|bad| bad.may_concern(vm))?;
-        Some(store.path().join(bad.path()).display().to_string())
+        Some(self.top.join(bad.path()).display().to_string())
     }
 
     /// Reports what could not be read and stands in the way of the guests for which `concerns` says so.
-    pub fn report(&self, session: &Session, store: &Store, concerns: impl Fn(&Unreadable) -> bool) {
+    pub fn report(&self, session: &Session, concerns: impl Fn(&Unreadable) -> bool) {
         for bad in &self.unreadable {
             let whole = bad.stem.is_none();
             if whole || concerns(bad) {
                 let what = if whole { "in this store" } else { "of its guest" };
-                let path = store.path().join(bad.path()).display().to_string();
+                let path = self.top.join(bad.path()).display().to_string();
                 session.report.fail(&path, &anyhow!("{:#}; nothing {what} is removed", bad.error));
             }
         }
         for link in self.links.iter().filter(|_| !session.quiet) {
-            let path = store.path().join(link).display().to_string();
+            let path = self.top.join(link).display().to_string();
             session.report.warn(&path, "a symbolic link to a directory: not followed, nothing there is pruned");
         }
     }
+}
+
+/// What a listing tells of a dump's files.
+fn looks_there(entry: &Entry, files: &Files) -> Looks {
+    let mut looks = Looks { protected: entry.dump.protected, ..Looks::default() };
+    let at = |name: &str| files.get(&below(&entry.place, name));
+    looks.protected |= entry.dump.files.iter().any(|file| at(&format!("{}{PROTECTED}", file.name)).is_some());
+    let there = || entry.dump.files.iter().filter_map(|file| at(&file.name));
+    looks.written = there().filter(|file| file.kind == FarKind::File).map(|file| file.modified).max();
+    looks.gone = there().next().is_none() && !entry.dump.files.is_empty();
+    looks
 }
 
 fn candidate<'a>(entry: &'a Entry, looks: &Looks) -> Candidate<'a> {

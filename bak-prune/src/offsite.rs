@@ -44,12 +44,12 @@ pub struct Sightings {
 impl OnlySent {
     /// Reads what each destination is known to have. What cannot be read is reported, and counts as not seen.
     pub fn sightings(&self, session: &Session, place: &Place) -> Result<Vec<Sightings>> {
-        let dests = self.dests.iter().filter(|dest| place.dest.as_ref() != Some(dest));
+        let dests = self.dests.iter().filter(|dest| place.dest_name() != Some(dest));
         dests.map(|dest| self.at(session, place, dest)).collect()
     }
 
     fn at(&self, session: &Session, place: &Place, dest: &str) -> Result<Sightings> {
-        let path = self.outbox.clone().unwrap_or_else(|| outbox(&session.config, place.store.path(), dest));
+        let path = self.outbox.clone().unwrap_or_else(|| outbox(&session.config, place.path(), dest));
         let outbox = Outbox::open(&path, dest, None).map_err(|error| {
             Kind::Usage.says(format!("cannot tell what is at {dest}: {error:#} (--outbox names another)"))
         })?;
@@ -63,8 +63,12 @@ impl OnlySent {
             None
         });
         let seen = |dump: Dump| {
-            let sent = dump.sent.get(dest).map(|note| note.at);
-            let at = sent.max(listed)?;
+            let note = dump.sent.get(dest);
+            // A listing that shows all of what is there does not show what was removed.
+            if note.is_some_and(|note| note.pruned.is_some()) {
+                return None;
+            }
+            let at = note.map(|note| note.at).max(listed)?;
             Some((dump.id.clone(), (dump, at)))
         };
         Ok(Sightings { dest: dest.to_owned(), seen: history.dumps.into_iter().filter_map(seen).collect() })
@@ -98,33 +102,25 @@ impl OnlySent {
 }
 
 /// Where the outbox of a destination is expected.
-pub fn outbox(config: &Config, store: &Path, dest: &str) -> PathBuf {
+pub fn outbox(config: &Config, store: Option<&Path>, dest: &str) -> PathBuf {
     let known = config.dest.iter().find(|known| known.name == dest).and_then(|known| known.outbox.clone());
     let of = |store: &Path| store.join(format!(".outbox-{dest}"));
-    known.unwrap_or_else(|| match &config.store {
-        Some(own) if !of(store).exists() => of(own),
-        _ => of(store),
+    known.unwrap_or_else(|| match (&config.store, store) {
+        (Some(own), Some(store)) if !of(store).exists() => of(own),
+        (_, Some(store)) => of(store),
+        (Some(own), None) => of(own),
+        (None, None) => of(Path::new(".")),
     })
 }
 
 /// In a destination's own copy: the dumps against which those that wait here will be sent as deltas, with why they stay.
-pub fn bases(session: &Session, place: &Place, view: &View) -> Result<BTreeMap<DumpId, String>> {
+pub fn bases(place: &Place, view: &View) -> Result<BTreeMap<DumpId, String>> {
     let mut bases = BTreeMap::new();
-    let Some(dest) = &place.dest else { return Ok(bases) };
-    let path = match &session.config.store {
-        Some(store) => outbox(&session.config, store, dest),
-        None => match session.config.dest.iter().find(|known| known.name == *dest).and_then(|d| d.outbox.clone()) {
-            Some(path) => path,
-            None => return Ok(bases),
-        },
-    };
-    if !path.exists() {
-        return Ok(bases);
-    }
-    let outbox = Outbox::open(&path, dest, None)?;
+    let Some(outbox) = place.outbox()? else { return Ok(bases) };
     let listing = outbox.store.list();
     if let Some(bad) = listing.unreadable.first() {
-        return Err(anyhow!("{}: {:#}", path.join(bad.path()).display(), bad.error).context("cannot tell what waits"));
+        let path = outbox.store.path().join(bad.path());
+        return Err(anyhow!("{}: {:#}", path.display(), bad.error).context("cannot tell what waits"));
     }
     let history = outbox.history().context("cannot tell what was sent")?.dumps;
     for pending in listing.good() {

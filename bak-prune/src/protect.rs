@@ -10,7 +10,7 @@ use crate::apply::stores;
 use crate::look::View;
 use crate::output::Output;
 use crate::plan::Decision;
-use crate::request::Request;
+use crate::request::{At, Request};
 
 /// Which dumps to protect, and which no longer.
 #[derive(Debug, Default)]
@@ -23,11 +23,13 @@ pub struct Protect {
 pub fn run(session: &Session, request: &Request, protect: &Protect, output: &mut Output) -> Result<()> {
     let mut unknown: BTreeSet<&DumpId> = protect.on.union(&protect.off).collect();
     for place in &request.places {
+        // The command line has refused others.
+        let At::Here(store) = &place.at else { continue };
         let locked = match session.dry_run {
             true => None,
-            false => Some(place.store.lock(session.wait, &session.report)?),
+            false => Some(store.lock(session.wait, &session.report)?),
         };
-        let view = View::of(&place.store);
+        let view = View::of(store);
         let mut done = Vec::new();
         for (entry, looks) in view.entries.iter().zip(&view.looks) {
             let id = &entry.dump.id;

@@ -1,17 +1,21 @@
 //! What a run is asked to do.
 
 use anyhow::{Result, ensure};
+use bak_common::args::Destination;
 use bak_common::config::Keep;
 use bak_common::name::{DumpId, GuestName};
+use bak_common::outbox::Outbox;
 use bak_common::select::Selector;
 use bak_common::store::Store;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::forecast::Simulate;
 use crate::offsite::OnlySent;
 use crate::protect::Protect;
+use crate::remote::Remote;
 
 #[derive(Debug)]
 pub struct Request {
@@ -69,9 +73,44 @@ pub struct Purge {
 /// A store to prune.
 #[derive(Debug)]
 pub struct Place {
-    pub store: Store,
+    pub at: At,
     /// The destination whose copy this is.
-    pub dest: Option<String>,
+    pub dest: Option<Destination>,
+}
+
+/// Where a store is.
+#[derive(Debug)]
+pub enum At {
+    Here(Store),
+    There(Remote),
+}
+
+impl Place {
+    /// What it is called in messages.
+    pub fn name(&self) -> String {
+        match &self.at {
+            At::Here(store) => store.path().display().to_string(),
+            At::There(remote) => remote.shown.clone(),
+        }
+    }
+
+    /// Its directory, if it is on this machine.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.at {
+            At::Here(store) => Some(store.path()),
+            At::There(_) => None,
+        }
+    }
+
+    pub fn dest_name(&self) -> Option<&str> {
+        self.dest.as_ref().map(|dest| dest.name.as_str())
+    }
+
+    /// The outbox of its destination, if there is one.
+    pub fn outbox(&self) -> Result<Option<Outbox>> {
+        let dest = self.dest.as_ref().filter(|dest| dest.outbox.exists());
+        dest.map(|dest| Outbox::open(&dest.outbox, &dest.name, dest.ledger.as_deref())).transpose()
+    }
 }
 
 #[derive(Debug)]

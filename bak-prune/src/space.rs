@@ -12,7 +12,7 @@ use crate::free::{Space, free};
 use crate::look::View;
 use crate::offsite::outbox;
 use crate::plan::{Decision, Item, Terms};
-use crate::request::Place;
+use crate::request::{At, Place};
 
 /// Has more go until `target` bytes will be free, and says so if that cannot be.
 pub fn make_room(
@@ -25,7 +25,9 @@ pub fn make_room(
 ) -> Result<()> {
     let frees = |at: usize| view.looks[at].frees;
     let going: u64 = items.iter().filter(|item| item.decision == Decision::Remove).map(|item| frees(item.at)).sum();
-    let wanted = target.saturating_sub(place.store.free()?.saturating_add(going));
+    // The command line has refused others.
+    let At::Here(store) = &place.at else { return Ok(()) };
+    let wanted = target.saturating_sub(store.free()?.saturating_add(going));
     let keep = |at: usize| (terms.keep)(at);
     let space = Space {
         now: session.now,
@@ -37,22 +39,22 @@ pub fn make_room(
     };
     let missing = free(&view.candidates(), items, &space);
     if missing > 0 {
-        let held = held(session, place, view, items);
+        let held = held(session, store, view, items);
         let text =
             format!("{} less than {} can be freed: the rest must stay{held}", show_size(missing), show_size(target));
-        session.report.fail(&place.store.path().display().to_string(), &anyhow!(text));
+        session.report.fail(&place.name(), &anyhow!(text));
     }
     Ok(())
 }
 
 /// What is said of blocks that removing dumps here does not free.
-fn held(session: &Session, place: &Place, view: &View, items: &[Item]) -> String {
+fn held(session: &Session, store: &Store, view: &View, items: &[Item]) -> String {
     let linked = || items.iter().filter(|item| view.looks[item.at].linked > 0 && !item.last);
     let sum: u64 = linked().map(|item| view.looks[item.at].linked).sum();
     if sum == 0 {
         return String::new();
     }
-    let waiting = waiting(session, &place.store);
+    let waiting = waiting(session, store);
     let mut boxes: BTreeMap<&str, u64> = BTreeMap::new();
     for item in linked() {
         let id = &view.entries[item.at].dump.id;
@@ -66,7 +68,7 @@ fn held(session: &Session, place: &Place, view: &View, items: &[Item]) -> String
 
 /// What waits in the outboxes of this store, with the name of each.
 fn waiting(session: &Session, store: &Store) -> BTreeMap<DumpId, String> {
-    let known = session.config.dest.iter().map(|dest| outbox(&session.config, store.path(), &dest.name));
+    let known = session.config.dest.iter().map(|dest| outbox(&session.config, Some(store.path()), &dest.name));
     let beside = fs::read_dir(store.path()).into_iter().flatten().flatten();
     let beside = beside.filter(|entry| entry.file_name().to_string_lossy().starts_with(".outbox-"));
     let mut waiting = BTreeMap::new();

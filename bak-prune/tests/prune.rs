@@ -323,8 +323,14 @@ fn what_is_asked_wrongly_is_refused() {
         (&["--all"], "no store"),
         (&["missing", "--keep-last", "1"], "there is no store at missing"),
         (&["store", "missing", "--keep-last", "1"], "there is no store at missing"),
-        (&["me@box:dumps", "--keep-last", "1"], "me@box:dumps is not a directory here"),
-        (&["rsync://box/dumps", "--keep-last", "1"], "is not a directory here"),
+        (&["me@box:dumps", "--free", "1G"], "me@box:dumps cannot be known"),
+        (&["me@box:dumps", "--protect", &web[0]], "nothing over there is ever overwritten"),
+        (&["s3://box/dumps", "--keep-last", "1"], "`s3://box/dumps` is no destination"),
+        (&["--dest", "box", "--keep-last", "1"], "there is no destination `box`"),
+        (
+            &["--dest", "box=me@box:dumps", "--limit", "1G/day"],
+            "nothing tells what was used of the limits of me@box:dumps",
+        ),
         (&["store", "--store", "store"], "not both"),
         (&["store", "--keep-last=-1"], "--keep-last"),
         (&["store", "--keep-all", "--keep-last", "1"], "cannot be used with"),
@@ -569,4 +575,23 @@ fn a_full_disk_can_be_pruned() {
     assert_eq!(made.out.trim(), "0", "{made:?}");
     ran.clean();
     assert_eq!((left.whole.len(), left.broken.len(), left.strange.len()), (1, 0, 0), "{left:?}");
+}
+
+/// From some number on their directory is listed once, instead of asked for each name.
+#[test]
+fn many_dumps_go_with_all_that_belongs_to_them_and_nothing_else() {
+    let kit = Kit::new();
+    for hour in 0..48 {
+        let start = format!("2026-11-{:02}T{:02}:00:00Z", 10 + hour / 24, hour % 24);
+        kit.dump("web", &start, 10);
+        let stem = format!("store/web/web-{}", bak_tests::compact(&start));
+        for (ending, text) in [("log", "said"), ("raw.notes", "note"), ("raw.txt", "mine"), ("raw.log", "mine")] {
+            kit.write(&format!("{stem}.{ending}"), text);
+        }
+    }
+    assert_eq!(prune(&kit, ["store", "--keep-last", "1"]).clean().out.lines().count(), 47);
+    let left = snapshot(&kit.store());
+    let ending = |ending: &str| left.keys().filter(|name| name.ends_with(ending)).count();
+    assert_eq!([".raw", ".dump.json", "00Z.log", ".notes"].map(ending), [1; 4]);
+    assert_eq!([".raw.txt", ".raw.log"].map(ending), [48; 2]);
 }

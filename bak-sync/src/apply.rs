@@ -4,24 +4,22 @@
 //! sidecar, flushed; a listing that shows all of it; the history here; and only then the links go. A crash after any step
 //! is finished by the next pass: what lacks a sidecar is sent on, what has one is looked at and counted.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
 use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
-use bak_common::ledger::{self, Attempt, Ended, Ledger, Line, Pass as Figures};
-use bak_common::lock::{Hold, Holder, Lock};
+use bak_common::ledger::{self, Ended, Ledger, Line, Pass as Figures};
+use bak_common::lock::Lock;
 use bak_common::meter::Wire;
 use bak_common::outbox::{self, Identity, Outbox};
-use bak_common::period::{self, Cap};
+pub use bak_common::pass::{Scratch, attempt, caps, lock};
 use bak_common::record::{Dump, Record, Skipped, to_line};
 use bak_common::report::{Kind, status};
 use bak_common::stop::Stopped;
-use bak_common::store::{BAK, Entry};
+use bak_common::store::Entry;
 use bak_common::units::show_size;
 use std::collections::HashSet;
-use std::fs;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::crossed::Known;
@@ -56,43 +54,6 @@ pub fn apart(dest: &Destination, url: &Url, outbox: &Outbox) -> Result<()> {
     match url {
         Url::Path(far) => outbox::apart("the far side", far, "the outbox", outbox.store.path()),
         Url::Ssh { .. } | Url::Daemon(_) => Ok(()),
-    }
-}
-
-/// Takes the lock of a whole pass: one sender a destination.
-pub fn lock(session: &Session, outbox: &Outbox) -> Result<Lock> {
-    let bak = outbox.store.make_bak()?;
-    let lock =
-        Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", outbox.dest))?;
-    lock.sign(&Holder::me())?;
-    Ok(lock)
-}
-
-/// A directory for one pass in the outbox's `.bak`, gone with it; what a crash left of the last one is swept first. Only
-/// for who holds the pass's lock.
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new(outbox: &Outbox, _lock: &Lock) -> Result<Self> {
-        let path = outbox.store.path().join(BAK).join("scratch");
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot clear {}", path.display()));
-            }
-            _ => fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?,
-        }
-        Ok(Self(path))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // The next pass sweeps it if this fails.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -241,18 +202,6 @@ pub fn keep_pace(session: &Session, options: &Options, far: &mut Far) {
     }
 }
 
-/// The limits of a destination, and what the ledger has counted of them.
-pub fn caps(session: &Session, dest: &Destination, outbox: &Outbox) -> Result<Vec<Cap>> {
-    if dest.limits.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ledger = Ledger::read(&outbox.ledger(), &dest.name)?;
-    for damage in &ledger.damaged {
-        session.report.fail("ledger", &anyhow!("cannot read {damage}"));
-    }
-    Ok(period::caps(&dest.limits, &ledger, session.clock(), session.zone))
-}
-
 /// What a dump is expected to cost: as bak-link reckoned, or its size.
 pub fn cost(dump: &Dump, dest: &str) -> u64 {
     dump.link.get(dest).and_then(|note| note.cost).unwrap_or(dump.bytes)
@@ -389,27 +338,4 @@ fn fold(path: &Path) -> u32 {
     let node = bak_common::lock::node_name();
     let bytes = node.bytes().chain([0]).chain(path.as_os_str().as_encoded_bytes().iter().copied());
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-/// A line of the ledger.
-pub fn attempt(
-    session: &Session,
-    dest: &Destination,
-    id: &str,
-    dump: Option<&Dump>,
-    wire: Wire,
-    begun: Instant,
-    result: &str,
-) -> Attempt {
-    Attempt {
-        id: id.to_owned(),
-        at: session.clock(),
-        dest: dest.name.clone(),
-        dump: dump.map(|dump| dump.id.clone()),
-        wire_out: wire.out,
-        wire_in: wire.into,
-        seconds: begun.elapsed().as_secs(),
-        result: result.to_owned(),
-        why: None,
-    }
 }

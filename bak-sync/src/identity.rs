@@ -5,32 +5,15 @@
 
 use anyhow::{Context, Result};
 use bak_common::args::{Destination, Session};
-use bak_common::far::{Bounds, Far, Fetched, Url};
+pub use bak_common::far::identity::FILE;
+use bak_common::far::identity::fetch;
+use bak_common::far::{Bounds, Far, Url};
 use bak_common::jsonl::Writer;
 use bak_common::outbox::{Identity, Outbox};
 use bak_common::report::Kind;
 use std::fs;
 
 use crate::apply::{Options, Scratch, apart, lock, url};
-
-/// The far side's file.
-pub const FILE: &str = ".bak-store";
-
-/// What the far side says it is; `None` if it says nothing.
-pub fn fetch(far: &Far) -> Result<Option<Identity>> {
-    match far.fetch(FILE).context("cannot read the identity of the far side")? {
-        Fetched::Here(text) => {
-            let sound = |identity: &Identity| {
-                !identity.id.is_empty() && identity.id.len() <= 64 && identity.id.bytes().all(|b| b.is_ascii_graphic())
-            };
-            let identity = serde_json::from_slice(&text).ok().filter(sound);
-            Ok(Some(identity.ok_or_else(|| {
-                Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote"))
-            })?))
-        }
-        Fetched::Missing => Ok(None),
-    }
-}
 
 /// Refuses (exit 4) unless the far side is the one that `--init` was run on.
 pub fn check(far: &Far, expected: &Identity) -> Result<()> {

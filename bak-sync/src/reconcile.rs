@@ -56,6 +56,7 @@ impl What {
 /// What is known here and there.
 #[derive(Debug)]
 pub struct Sides<'a> {
+    pub dest: &'a str,
     /// What counts as sent.
     pub history: &'a [Dump],
     /// The good dumps of the store and of the outbox.
@@ -74,10 +75,14 @@ pub fn compare(sides: &Sides) -> Vec<Finding> {
     let mut found = |dump: &Dump, what, why: String| {
         findings.entry(dump.id.clone()).or_insert_with(|| Finding { dump: dump.clone(), what, why });
     };
-    let sent: HashSet<_> = sides.history.iter().map(|dump| &dump.id).collect();
+    // What bak-prune removed over there is not missed, and is news if it is there again.
+    let (pruned, history): (Vec<&Dump>, Vec<&Dump>) =
+        sides.history.iter().partition(|dump| dump.sent.get(sides.dest).is_some_and(|note| note.pruned.is_some()));
+    let sent: HashSet<_> = history.iter().map(|dump| &dump.id).collect();
+    let pruned: HashSet<_> = pruned.into_iter().map(|dump| &dump.id).collect();
     let guests: HashSet<GuestKey> = sides.history.iter().chain(sides.local).map(Dump::key).collect();
     let good = || sides.there.good().map(|entry| &entry.dump);
-    for dump in sides.history.iter().filter(|dump| !good().any(|there| there.same(dump))) {
+    for dump in history.iter().filter(|dump| !good().any(|there| there.same(dump))) {
         let fault = sides.there.dumps.iter().find(|entry| entry.dump.id == dump.id);
         if sides.there.unreadable.iter().any(|bad| bad.may_concern(&dump.vm)) {
             found(dump, What::Unclear, "a sidecar of its guest over there cannot be read".into());
@@ -96,7 +101,11 @@ pub fn compare(sides: &Sides) -> Vec<Finding> {
             found(dump, What::Adopted, "it is over there".into());
         }
     }
-    let known = |dump: &&Dump| !sent.contains(&dump.id) && !sides.there.dumps.iter().any(|e| e.dump.id == dump.id);
+    let known = |dump: &&Dump| {
+        !sent.contains(&dump.id)
+            && !pruned.contains(&dump.id)
+            && !sides.there.dumps.iter().any(|e| e.dump.id == dump.id)
+    };
     for dump in sides.local.iter().filter(known) {
         if let Some(place) = copied(dump, sides.files) {
             let why = format!("its files are over there in {place}/, by name and size");
@@ -151,9 +160,16 @@ pub fn run(
         let history = outbox.history()?.dumps;
         let local = local(session, dest, &outbox)?;
         let node = session.config.node();
-        compare(&Sides { history: &history, local: &local, files: &files, there: &there, node: &node })
-            .into_iter()
-            .try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
+        compare(&Sides {
+            dest: &dest.name,
+            history: &history,
+            local: &local,
+            files: &files,
+            there: &there,
+            node: &node,
+        })
+        .into_iter()
+        .try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
         // What bak-prune --only-sent relies on: all that counts as sent now was there when the listing began.
         if session.dry_run || !there.unreadable.is_empty() { Ok(()) } else { outbox.set_sighted(looked_at) }
     });
@@ -215,7 +231,8 @@ fn settle(
 }
 
 fn adopted(at: Time) -> SentNote {
-    let mut note = SentNote { at, wire_out: 0, wire_in: 0, seconds: 0, passes: 0, extra: Default::default() };
+    let mut note =
+        SentNote { at, wire_out: 0, wire_in: 0, seconds: 0, passes: 0, pruned: None, extra: Default::default() };
     note.extra.insert("adopted".to_owned(), true.into());
     note
 }

@@ -313,6 +313,7 @@ pub fn sum_up(at: Time, attempts: &[&Attempt]) -> SentNote {
         wire_in: sum(|attempt| attempt.wire_in),
         seconds: sum(|attempt| attempt.seconds),
         passes: attempts.len() as u64,
+        pruned: None,
         extra: Default::default(),
     }
 }

@@ -92,7 +92,7 @@ impl Far {
     ///
     /// They are named from the top: a daemon of rsync 3.5.0 without chroot that is asked for names in a directory below its
     /// module sends the content of those of the same names in the module itself.
-    fn pull(&self, options: &[&str], names: &[String], to: &Path) -> Result<(Ran, PathBuf)> {
+    pub(super) fn pull(&self, options: &[&str], names: &[String], to: &Path) -> Result<(Ran, PathBuf)> {
         let (top, prefix) = self.top();
         let names: Vec<String> = names.iter().map(|name| format!("{prefix}{name}")).collect();
         let places = [top, to.to_owned().into_os_string()];
@@ -108,20 +108,7 @@ impl Far {
     pub fn whole(&self, top: &str) -> Result<(Vec<FarFile>, Listing)> {
         let files = self.list(&[".".to_owned()])?;
         let names: Vec<String> = listing::sidecars(&files).into_iter().map(|(_, _, name)| name).collect();
-        let to = self.scratch_file("sidecars");
-        fs::create_dir(&to).context("cannot make a temporary directory")?;
-        if !names.is_empty() {
-            // One that vanishes meanwhile is unreadable then; its status does not matter beyond that.
-            let (ran, _) = self.pull(&["--max-size=16M", "--ignore-missing-args"], &names, &to)?;
-            ran.in_limit()?;
-            if ran.line_down() {
-                return Err(ran.error().context("cannot fetch the sidecars of the far side"));
-            }
-        }
-        let got = to.join(self.top().1);
-        let texts =
-            names.into_iter().filter_map(|name| Some((name.clone(), fs::read(got.join(&name)).ok()?))).collect();
-        let _ = fs::remove_dir_all(&to);
+        let texts = self.texts(&names)?.into_iter().map(|(name, text)| (name, text.bytes)).collect();
         let dumps = listing::dumps(top, &files, &texts);
         Ok((files, dumps))
     }

@@ -14,7 +14,7 @@ use super::{Bounds, Far, FarFile, FarKind, Ran, Url, with_slash};
 use crate::calendar::Time;
 
 /// What a run that sends no content may cost at most, in bytes.
-const STUB_MAX: u64 = 64 << 10;
+pub(super) const STUB_MAX: u64 = 64 << 10;
 
 const STILL_WRITTEN: &str = "what has arrived of it is still being written over there: it goes on in the next pass";
 
@@ -155,29 +155,13 @@ impl Far {
         self.removal.get() == Some(&false)
     }
 
-    /// Removes these files below the directory `below` over there, as far as they are still just as said. rsync takes a
-    /// file of the same size and time here for a copy of the one over there, and then removes that one on request: only
-    /// these very names, and no directory is ever swept.
-    ///
-    /// The names are given from the top: a daemon of rsync 3.5.0 that is asked for names in a directory below its module
-    /// looks at the right files, but removes those of the same names in the module itself.
-    pub fn discard(&self, below: &str, files: &[FarFile]) -> Result<Ran> {
-        let (top, mut prefix) = self.top();
-        if !below.is_empty() {
-            prefix = format!("{prefix}{}/", below.trim_end_matches('/'));
-        }
-        let from_top = |file: &FarFile| FarFile { name: format!("{prefix}{}", file.name), ..file.clone() };
-        let files: Vec<FarFile> = files.iter().map(from_top).collect();
-        let stub = self.stub(&files, &[])?;
-        let options = ["-t", "--remove-source-files", "--ignore-missing-args"];
-        let bounds = Bounds { at_most: Some(stub_max(files.len())), ..Bounds::default() };
-        let names: Vec<String> = files.into_iter().map(|file| file.name).collect();
-        self.rsync(&options, &names, [top, stub.into_os_string()], bounds, &mut |_| Ok(()))
-    }
-
     /// A directory with an empty sparse file of the name, size and time of each of `files`; those of `links` also under a
     /// second name.
-    fn stub<'a>(&self, files: impl IntoIterator<Item = &'a FarFile>, links: &[(FarFile, String)]) -> Result<PathBuf> {
+    pub(super) fn stub<'a>(
+        &self,
+        files: impl IntoIterator<Item = &'a FarFile>,
+        links: &[(FarFile, String)],
+    ) -> Result<PathBuf> {
         let dir = self.scratch_file("stub");
         fs::create_dir(&dir).context("cannot make a temporary directory")?;
         for file in files {

@@ -57,6 +57,9 @@ pub struct SentNote {
     pub wire_in: u64,
     pub seconds: u64,
     pub passes: u64,
+    /// When bak-prune removed it over there, so that it is not missed; it still counts as sent, and is not sent again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<Time>,
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -14,6 +14,9 @@ const NOTING: &str = ".noting";
 /// So many are written at once: of each, a file and a directory are open.
 const MANY: usize = 100;
 
+/// A sidecar that was written, and the directory that it goes to.
+type Written = Result<(File, OwnedFd)>;
+
 /// A dump's directory, if `dump` differs from what is there in annotations only.
 fn target(store: &Store, entry: &Entry, dump: &Dump) -> Result<OwnedFd> {
     ensure!(entry.dump.same(dump), "an annotation would change the dump {}", entry.dump.id);
@@ -61,7 +64,7 @@ impl Locked<'_> {
             let file = fsio::write_unflushed(work.as_fd(), &at.to_string(), &dump.to_sidecar())?;
             Ok((file, dir))
         };
-        let written: Vec<Result<(File, OwnedFd)>> = changes.iter().enumerate().map(write).collect();
+        let written: Vec<Written> = changes.iter().enumerate().map(write).collect();
         let flushed = fsio::sync_good(written, |(file, _)| file.as_fd());
         let mut placed = Vec::new();
         for (at, (made, (_, dump))) in flushed.into_iter().zip(changes).enumerate() {

@@ -1,7 +1,8 @@
 //! What looking at a dump's files tells beside whether it is good; and Proxmox's mark of protection beside them.
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::FileType;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Entry, Locked, Store};
@@ -9,7 +10,7 @@ use crate::calendar::Time;
 use crate::fsio;
 
 /// The ending of Proxmox's mark, after the whole name of an archive.
-const PROTECTED: &str = ".protected";
+pub const PROTECTED: &str = ".protected";
 /// What `st_blocks` counts in, whatever the file system's blocks are.
 const BLOCK: u64 = 512;
 
@@ -35,10 +36,14 @@ impl Store {
         order.sort_by_key(|at| &entries[*at].place);
         let mut looks: Vec<Result<Looks>> = entries.iter().map(|_| Ok(Looks::default())).collect();
         for at in order.chunk_by(|a, b| entries[*a].place == entries[*b].place) {
-            let dir = fsio::open_place(self.top(), &entries[at[0]].place);
+            let opened = fsio::open_place(self.top(), &entries[at[0]].place).and_then(|dir| {
+                // Asked for once, not for each file that may have one.
+                let marks = marks(dir.as_fd())?;
+                Ok((dir, marks))
+            });
             for at in at {
-                looks[*at] = match &dir {
-                    Ok(dir) => Looks::of(dir.as_fd(), &entries[*at]),
+                looks[*at] = match &opened {
+                    Ok((dir, marks)) => Looks::of(dir.as_fd(), &entries[*at], marks),
                     Err(error) => Err(anyhow!("{error:#}")),
                 };
             }
@@ -47,12 +52,18 @@ impl Store {
     }
 }
 
+/// Proxmox's marks in a directory.
+fn marks(dir: BorrowedFd) -> Result<HashSet<String>> {
+    let names = fsio::names(dir).context("cannot list the directory")?;
+    Ok(names.into_iter().map(|(name, _)| name).filter(|name| name.ends_with(PROTECTED)).collect())
+}
+
 impl Looks {
-    fn of(dir: BorrowedFd, entry: &Entry) -> Result<Self> {
+    fn of(dir: BorrowedFd, entry: &Entry, marks: &HashSet<String>) -> Result<Self> {
         let mut looks = Looks { protected: entry.dump.protected, ..Looks::default() };
         let mut left = 0;
         for file in &entry.dump.files {
-            looks.protected |= fsio::stat(dir, &format!("{}{PROTECTED}", file.name))?.is_some();
+            looks.protected |= !marks.is_empty() && marks.contains(&format!("{}{PROTECTED}", file.name));
             let Some(stat) = fsio::stat(dir, &file.name)? else { continue };
             left += 1;
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {

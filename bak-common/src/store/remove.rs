@@ -1,14 +1,15 @@
 //! How dumps leave a store, many at once: the order of the steps is that of one dump, each step taken for all of them
 //! before the next, so that flushes share what they cost.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::change::{DROP, Locked};
-use super::{BAK, Entry, SIDECAR_MAX, companions};
+use super::going::{Beside, Going};
+use super::{BAK, Entry};
 use crate::fsio;
 use crate::name::Stem;
 use crate::record::Dump;
@@ -21,7 +22,7 @@ const PLACES: usize = 100;
 struct Leaving<'a> {
     place: &'a str,
     /// Each with its position among all that are to be removed.
-    stems: Vec<(usize, &'a Stem)>,
+    dumps: Vec<(usize, Going<'a>)>,
     /// `.bak/drop`, and the directory in it that stands for the place.
     drop: OwnedFd,
     dropped: OwnedFd,
@@ -32,7 +33,7 @@ struct Leaving<'a> {
 impl Leaving<'_> {
     /// Has all of them fail that have not yet.
     fn fail(&self, error: &anyhow::Error, results: &mut [Result<()>]) {
-        for (at, _) in &self.stems {
+        for (at, _) in &self.dumps {
             if results[*at].is_ok() {
                 results[*at] = Err(anyhow!("{error:#}"));
             }
@@ -41,36 +42,39 @@ impl Leaving<'_> {
 
     /// Whether any of them has not failed.
     fn goes_on(&self, results: &[Result<()>]) -> bool {
-        self.stems.iter().any(|(at, _)| results[*at].is_ok())
+        self.dumps.iter().any(|(at, _)| results[*at].is_ok())
     }
 }
 
 impl Locked<'_> {
     /// Removes dumps. One result each, in order; what is gone already is fine.
     pub fn remove(&self, entries: &[&Entry]) -> Vec<Result<()>> {
-        let mut places: BTreeMap<&str, Vec<(usize, &Stem)>> = BTreeMap::new();
+        let mut places: BTreeMap<&str, Vec<(usize, &Dump)>> = BTreeMap::new();
         for (at, entry) in entries.iter().enumerate() {
-            places.entry(&entry.place).or_default().push((at, &entry.dump.stem));
+            places.entry(&entry.place).or_default().push((at, &entry.dump));
         }
         let mut results: Vec<Result<()>> = entries.iter().map(|_| Ok(())).collect();
         let places: Vec<_> = places.into_iter().collect();
         for some in places.chunks(PLACES) {
             let mut leaving = Vec::new();
-            for (place, stems) in some {
-                match self.open_to_drop(place, stems) {
+            for (place, dumps) in some {
+                match self.open_to_drop(place, dumps) {
                     Ok(Some(one)) => leaving.push(one),
                     Ok(None) => {}
                     Err(error) => {
-                        stems.iter().for_each(|(at, _)| results[*at] = Err(anyhow!("{error:#}")));
+                        dumps.iter().for_each(|(at, _)| results[*at] = Err(anyhow!("{error:#}")));
                     }
                 }
             }
             for one in &mut leaving {
                 let Some(dir) = &one.dir else { continue };
-                for (at, stem) in &one.stems {
-                    results[*at] = drop_sidecar(dir.as_fd(), one.dropped.as_fd(), stem);
+                for (at, going) in &mut one.dumps {
+                    match going.drop_sidecar(dir.as_fd(), one.dropped.as_fd()) {
+                        Ok(next) => *going = next,
+                        Err(error) => results[*at] = Err(error),
+                    }
                 }
-                one.stems.retain(|(at, _)| results[*at].is_ok());
+                one.dumps.retain(|(at, _)| results[*at].is_ok());
             }
             self.finish_remove(leaving, &mut results);
         }
@@ -78,11 +82,12 @@ impl Locked<'_> {
     }
 
     /// Opens a directory of the store and where its dropped sidecars go; `None` if it is not there.
-    fn open_to_drop<'a>(&self, place: &'a str, stems: &[(usize, &'a Stem)]) -> Result<Option<Leaving<'a>>> {
+    fn open_to_drop<'a>(&self, place: &'a str, dumps: &[(usize, &'a Dump)]) -> Result<Option<Leaving<'a>>> {
         let Some(dir) = self.open(place)? else { return Ok(None) };
         let drop = fsio::make_dir(self.bak.as_fd(), DROP)?;
         let dropped = fsio::make_place(drop.as_fd(), place)?;
-        Ok(Some(Leaving { place, stems: stems.to_vec(), drop, dropped, dir: Some(dir) }))
+        let dumps = dumps.iter().map(|(at, dump)| (*at, Going::Known(dump))).collect();
+        Ok(Some(Leaving { place, dumps, drop, dropped, dir: Some(dir) }))
     }
 
     /// Opens a directory of the store; `None` if it is not there.
@@ -116,18 +121,19 @@ impl Locked<'_> {
         flush(&leaving, results, |one| one.dir.as_ref());
         for one in &leaving {
             let Some(dir) = &one.dir else { continue };
-            for (at, stem) in &one.stems {
+            let beside = Beside::of(dir.as_fd(), one.dumps.len());
+            for (at, going) in &one.dumps {
                 if results[*at].is_ok() {
-                    results[*at] = remove_files(dir.as_fd(), one.dropped.as_fd(), stem);
+                    results[*at] = going.remove_files(dir.as_fd(), one.dropped.as_fd(), &beside);
                 }
             }
         }
         // Else a power cut could bring files back that no sidecar names any more.
         flush(&leaving, results, |one| one.dir.as_ref());
         for one in &leaving {
-            for (at, stem) in &one.stems {
+            for (at, going) in &one.dumps {
                 if results[*at].is_ok() {
-                    results[*at] = fsio::unlink(one.dropped.as_fd(), &stem.sidecar());
+                    results[*at] = fsio::unlink(one.dropped.as_fd(), &going.stem().sidecar());
                 }
             }
             // Empty directories of guests are ours to tidy; a directory with anything in it stays.
@@ -161,8 +167,8 @@ impl Locked<'_> {
         let opened = self.dropped(place).and_then(|both| Ok((both, self.open(place)?)));
         match opened {
             Ok((Some((drop, dropped)), dir)) => {
-                let stems = stems.iter().enumerate().collect();
-                self.finish_remove(vec![Leaving { place, stems, drop, dropped, dir }], &mut results);
+                let dumps = stems.iter().map(Going::Stem).enumerate().collect();
+                self.finish_remove(vec![Leaving { place, dumps, drop, dropped, dir }], &mut results);
             }
             Ok((None, _)) => {}
             Err(error) => results.iter_mut().for_each(|result| *result = Err(anyhow!("{error:#}"))),
@@ -192,34 +198,4 @@ fn flush(
             one.fail(&error, results);
         }
     }
-}
-
-/// The decision to remove a dump; not flushed yet.
-fn drop_sidecar(from: BorrowedFd, drop: BorrowedFd, stem: &Stem) -> Result<()> {
-    let name = stem.sidecar();
-    if fsio::stat(from, &name)?.is_none() {
-        return Ok(());
-    }
-    fsio::move_file(from, drop, &name)?;
-    fsio::unlink(from, &name)
-}
-
-/// Removes the files of a dropped sidecar's dump.
-fn remove_files(dir: BorrowedFd, dropped: BorrowedFd, stem: &Stem) -> Result<()> {
-    let name = stem.sidecar();
-    let Some(text) = fsio::read_file(dropped, &name, SIDECAR_MAX)? else { return Ok(()) };
-    let dump = Dump::from_sidecar(stem, &text).context("cannot read the dropped sidecar")?;
-    match (fsio::stat(dir, &name)?, fsio::stat(dropped, &name)?) {
-        // Where moving means linking and unlinking, a crash in between leaves both.
-        (Some(here), Some(gone)) if (here.st_dev, here.st_ino) == (gone.st_dev, gone.st_ino) => {
-            fsio::unlink(dir, &name)?;
-            fsio::sync(dir)?;
-        }
-        (Some(_), _) => bail!("{stem} was dropped and is there again; remove one of its two sidecars"),
-        (None, _) => {}
-    }
-    for name in dump.files.iter().map(|file| file.name.clone()).chain(companions(dir, &dump)?) {
-        fsio::unlink(dir, &name)?;
-    }
-    Ok(())
 }
