@@ -183,7 +183,11 @@ impl Pass<'_> {
     fn carry(&mut self, dump: &Dump, journey: &Journey, id: &str, begun: Instant) -> Result<(), Stop> {
         let place = Outbox::place(&dump.vm);
         match plan::there(dump, &place, &self.basis, &self.listing) {
-            There::Sidecar => return Ok(self.recognise(dump, &place)?),
+            There::Sidecar => {
+                self.recognise(dump, &place)?;
+                self.sweep_arrived(dump, &place);
+                return Ok(());
+            }
             There::InTheWay(name) => {
                 return Err(anyhow!("{name} over there is not a directory: nothing is overwritten").into());
             }
@@ -236,7 +240,17 @@ impl Pass<'_> {
         self.listing.extend(listing);
         match missing {
             Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
-            None => Ok(()),
+            None => {
+                self.sweep_arrived(dump, &place);
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes what a run of its has left whose other end was killed: once it has arrived nobody asks for it again.
+    fn sweep_arrived(&mut self, dump: &Dump, place: &str) {
+        if self.far.is_remote() {
+            self.sweep(dump, place);
         }
     }
 

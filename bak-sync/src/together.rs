@@ -241,11 +241,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Removes what killed passes have left of these dumps.
+    /// Removes what killed runs have left of these dumps, as far as the last listing shows it.
     fn sweep_all(&mut self, all: &[One]) {
-        let of = |one: &One| plan::litter(&one.dump, &one.place, &self.basis, &self.history, &one.near);
+        let places = plan::by_place(&self.listing, &self.basis);
+        let of = |one: &One| {
+            let near = near(&places, &one.place, &self.basis);
+            plan::litter(&one.dump, &one.place, &self.basis, &self.history, &near)
+        };
         let litter: Vec<FarFile> = all.iter().flat_map(of).collect();
-        if !litter.is_empty() {
+        if !litter.is_empty() && self.far.may_discard().unwrap_or(true) {
             let swept = self.far.discard("", &litter).and_then(|ran| ran.check());
             self.warn_all("cannot clean up over there", swept);
         }
@@ -333,6 +337,8 @@ impl Pass<'_> {
                 one.came = Came::Alone;
             }
         }
+        // What a run of this very pass has left, whose other end was killed: nobody asks for these dumps again.
+        self.sweep_all(all);
         Ok(())
     }
 
