@@ -43,6 +43,13 @@ fn made(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<S
     if table.width().is_some_and(|width| usize::from(width) < NARROWEST) {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
+    // What a row is about must be fit to be copied.
+    let first = table.column_max_content_widths().first().map_or(0, |width| usize::from(*width));
+    if width().is_some_and(|width| first <= width / 2)
+        && let Some(column) = table.column_mut(0)
+    {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);

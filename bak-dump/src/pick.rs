@@ -17,6 +17,8 @@ pub struct Picked<'a> {
     pub entry: &'a Entry,
     /// It was found as the newest of its guest, so that a sidecar that cannot be read may have hidden the right one.
     pub newest: bool,
+    /// A newer one that would have been taken if it were good.
+    pub passed: Option<&'a Entry>,
 }
 
 /// The dump that `text` means. An error of [`Kind::Usage`] says that it means several.
@@ -25,7 +27,7 @@ pub fn pick<'a>(listing: &'a Listing, text: &str) -> Result<Picked<'a>> {
     if let Some(id) = &id
         && listing.find(id).is_some()
     {
-        return Ok(Picked { entry: by_id(listing, id)?, newest: false });
+        return Ok(Picked { entry: by_id(listing, id)?, newest: false, passed: None });
     }
     let whole = guest(listing, text);
     if !whole.is_empty() {
@@ -88,7 +90,8 @@ fn newest<'a>(vm: &str, dumps: Vec<&'a Entry>, at: Option<Time>) -> Result<Picke
     let past: Vec<&Entry> =
         dumps.iter().filter(|entry| at.is_none_or(|at| entry.dump.started <= at)).copied().collect();
     if let Some(entry) = past.iter().rev().find(|entry| entry.is_good()) {
-        return Ok(Picked { entry, newest: true });
+        let passed = past.last().copied().filter(|last| !last.is_good());
+        return Ok(Picked { entry, newest: true, passed });
     }
     match (past.last(), dumps.first()) {
         (Some(last), _) => bail!(
@@ -149,7 +152,9 @@ mod tests {
             ("web@2026-11-19T02:00:00+02:00", "web@20261118T010000Z"),
             ("old@20261118T010000Z", "old@20261118T010000Z"),
         ] {
-            assert_eq!(pick(&listing, text).unwrap().entry.dump.id.as_str(), id, "{text}");
+            let picked = pick(&listing, text).unwrap();
+            assert_eq!(picked.entry.dump.id.as_str(), id, "{text}");
+            assert_eq!(picked.passed.is_some(), matches!(text, "web" | "name-web" | "web@latest"), "{text}");
         }
     }
 

@@ -119,9 +119,15 @@ fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Res
     };
     let mut doubtful = HashSet::new();
     for text in cli.dumps.iter().filter(|text| *text != "-") {
+        let asked = text;
         match pick::pick(listing, text) {
             Ok(picked) => {
                 add(picked.entry, Map::new());
+                if let Some(bad) = picked.passed {
+                    let (id, why) = (&bad.dump.id, bad.fault.as_deref().unwrap_or_default());
+                    let text = format!("{id} is newer and not good ({why}): {} is taken", picked.entry.dump.id);
+                    session.report.warn(asked, &text);
+                }
                 if picked.newest {
                     doubtful.insert(&picked.entry.dump.vm);
                 }

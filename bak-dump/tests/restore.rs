@@ -108,8 +108,10 @@ fn which_dump_is_meant() {
     for (asked, day) in
         [("web", 19), ("web@latest", 19), ("web@2026-11-18T12:00:00Z", 18), ("web@20261118T010000Z", 18)]
     {
-        let ran = restore(&kit, &[asked, "--store", "store", "--to", "got.raw", "--force"]).clean();
+        let ran = restore(&kit, &[asked, "--store", "store", "--to", "got.raw", "--force"]).expect(0);
         assert_eq!(ran.column("id"), [format!("web@202611{day}T010000Z")], "{asked}");
+        // That it is not the newest is said.
+        assert_eq!(ran.err.contains("web@20261120T010000Z is newer and not good"), day == 19, "{asked}: {}", ran.err);
         same_bytes(&kit.path("got.raw"), &kit.path(&format!("store/web/web-202611{day}T010000Z.raw")));
     }
     // One that is unknown does not keep the others.

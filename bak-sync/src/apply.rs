@@ -302,7 +302,11 @@ fn pending(session: &Session, outbox: &Outbox) -> Vec<Entry> {
         let why = entry.fault.unwrap_or_default();
         session.report.fail(
             entry.dump.id.as_str(),
-            &anyhow!("cannot be sent: {why}; bak-prune removes it from {}", outbox.store.path().display()),
+            &anyhow!(
+                "cannot be sent: {why}; take it out by: bak-prune {} {}",
+                outbox.store.path().display(),
+                entry.dump.id
+            ),
         );
     }
     good
