@@ -3,7 +3,7 @@
 //! Whatever ends this, it may end anywhere, and the next attempt goes on from what it finds over there. A limit ends it in
 //! order: what has arrived is kept there as a partial file. A line that drops is tried again a few times.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::far::{Bounds, FarFile, Fetched, LimitReached, Ran, TimeIsUp, refused};
 use bak_common::ledger::{Attempt, Line};
 use bak_common::meter::Wire;
@@ -194,6 +194,9 @@ impl Pass<'_> {
             There::Begun | There::Nothing => {}
         }
         let entry = self.outbox.store.look(&place, &dump.stem)?.context("it is no longer in the outbox")?;
+        if let Some(why) = &entry.fault {
+            return Err(anyhow!("it was changed here since it was linked: {why}").into());
+        }
         if self.far.is_remote() {
             if self.unsure {
                 self.renew(dump, &place)?;
@@ -211,7 +214,19 @@ impl Pass<'_> {
         if journey.resumed && self.far.is_remote() {
             self.last_look(dump, &place)?;
         }
+        self.unchanged(&entry)?;
         self.close(dump, &place)
+    }
+
+    /// Makes sure that what has gone over is what the record says: somebody may have put other files in the place of a dump's
+    /// while it was sent, and with its sidecar they would count as that dump.
+    pub fn unchanged(&self, entry: &Entry) -> Result<()> {
+        let now = self.outbox.store.look(&entry.place, &entry.dump.stem)?.context("it is no longer in the outbox")?;
+        if let Some(why) = &now.fault {
+            bail!("it was changed here while it was sent: {why}");
+        }
+        ensure!(now.inodes == entry.inodes, "its files here were replaced while they were sent");
+        Ok(())
     }
 
     /// Reads back what came in several attempts: each of them proves only what it sent itself.

@@ -320,6 +320,12 @@ impl Pass<'_> {
     /// The sidecars of those whose data is there, then the listing.
     fn close_all(&mut self, all: &mut [One]) -> Result<(), Stop> {
         let along = |one: &&One| one.came == Came::Along;
+        for one in all.iter_mut().filter(|one| one.came == Came::Along) {
+            if self.unchanged(&one.entry).is_err() {
+                // Why is told there.
+                one.came = Came::Alone;
+            }
+        }
         let dir = self.sidecars(all)?;
         let names: Vec<String> = all.iter().filter(along).map(One::sidecar).collect();
         if names.is_empty() {

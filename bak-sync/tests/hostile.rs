@@ -184,3 +184,31 @@ fn listings_that_cannot_be_are_refused_or_do_no_harm() {
     sync(&place, stand_in.parent(), ["--reconcile"]);
     untouched();
 }
+
+/// Somebody puts another file in the place of a dump's while it is sent, be it alone or with others: what then lies over there
+/// gets no sidecar, and the others arrive.
+#[test]
+fn a_file_that_is_replaced_while_it_is_sent_makes_no_dump() {
+    for bytes in [50_000, 3_000_000] {
+        let place = Place::new(true);
+        let ids = ["g1", "g2"].map(|vm| place.wait_there(vm, "2026-11-19T02:00:00Z", bytes, json!({})));
+        let file = place.outbox().join("g1/g1-20261119T020000Z.raw");
+        let ssh = place.kit.write(
+            "ssh.sh",
+            format!(
+                "#!/bin/sh\ncase \"$*\" in *--sender* | *--remove-source-files*) ;; *--server*)\n    \
+                 [ -e {0}.old ] || {{ mv {0} {0}.old; echo changed >{0}; }} ;;\nesac\nexec {1} \"$@\"\n",
+                file.display(),
+                place.sshd.as_ref().unwrap().command()
+            ),
+        );
+        fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut args = place.command([]).1;
+        let at = args.iter().position(|arg| arg == "--ssh").unwrap();
+        args[at + 1] = ssh.display().to_string();
+        let ran = place.kit.run("bak-sync", &args).expect(1).says(&ids[0]).says("changed here");
+        assert_eq!(ran.column("id"), [ids[1].clone()], "{bytes}: {}", ran.err);
+        let seen = check_store(&place.far());
+        assert_eq!((seen.whole, seen.broken.len()), (vec![ids[1].clone()], 0), "{bytes}");
+    }
+}

@@ -1,17 +1,33 @@
 //! A guest's configuration file: `key: value` a line, up to the first `[section]` (snapshots and what is pending).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::Kind;
+
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
+/// The longest configuration that is read, in bytes; Proxmox's own end at half a megabyte.
+const CONF_MAX: u64 = 1 << 20;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conf(BTreeMap<String, String>);
 
 impl Conf {
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let read = || {
+            // Not even a pipe may keep us waiting.
+            let mut file = File::options().read(true).custom_flags(NONBLOCK).open(path)?;
+            ensure!(file.metadata()?.is_file(), "it is no file");
+            let mut text = Vec::new();
+            file.by_ref().take(CONF_MAX).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        let text: Vec<u8> = read().with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
