@@ -17,7 +17,8 @@ use crate::held::{self, Held};
 use crate::look::View;
 use crate::offsite::{self, OnlySent};
 use crate::output::Output;
-use crate::plan::{self, Candidate, Decision, Item, Terms};
+use crate::plan::{self, Candidate, Decision, Item, Ruling, Terms};
+use crate::policy::Hold;
 use crate::remote::Outcome;
 use crate::request::{At, GoneGuests, Order, Place, Purge, Request, Task};
 use crate::{forecast, gone, protect, space};
@@ -35,6 +36,12 @@ struct Job<'a> {
 impl Job<'_> {
     fn count(&self, decision: Decision) -> usize {
         self.items.iter().filter(|item| item.decision == decision).count()
+    }
+
+    /// Whether there are dumps, and no rule for any of them.
+    fn is_unruled(&self) -> bool {
+        let by_none = |item: &Item| matches!(item.ruling, Ruling::Keep(Hold::NoRule));
+        self.items.iter().any(by_none) && self.items.iter().all(|item| by_none(item) || item.ruling == Ruling::Nothing)
     }
 
     fn id(&self, item: &Item) -> &DumpId {
@@ -91,7 +98,11 @@ impl<'a> Run<'a> {
     fn by_rules(&self, output: &mut Output) -> Result<bool> {
         let mut jobs = Vec::new();
         for place in &self.request.places {
-            match self.prepare(place, Pick::Rules) {
+            let prepared = self.prepare(place, Pick::Rules);
+            if prepared.as_ref().is_ok_and(Job::is_unruled) {
+                output.unruled(place.name());
+            }
+            match prepared {
                 Ok(job) if self.request.max_remove.is_some() => jobs.push(job),
                 Ok(job) => carry_out(self.session, job, &Named::new(), output)?,
                 Err(error) => self.session.report.fail(&place.name(), &error),

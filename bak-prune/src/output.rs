@@ -14,11 +14,13 @@ pub struct Output<'a> {
     writer: Writer<std::io::Stdout>,
     rows: Vec<Vec<String>>,
     removed: (u64, u64),
+    /// Stores for which there was no rule.
+    unruled: Vec<String>,
 }
 
 impl<'a> Output<'a> {
     pub fn new(session: &'a Session) -> Self {
-        Self { session, writer: Writer::stdout(), rows: Vec::new(), removed: (0, 0) }
+        Self { session, writer: Writer::stdout(), rows: Vec::new(), removed: (0, 0), unruled: Vec::new() }
     }
 
     pub fn put(&mut self, decision: Decision, dump: Dump) -> Result<()> {
@@ -45,6 +47,11 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// No rule says what to keep in this store.
+    pub fn unruled(&mut self, store: String) {
+        self.unruled.push(store);
+    }
+
     pub fn finish(mut self) -> Result<()> {
         if self.session.quiet || !self.session.table {
             return Ok(());
@@ -52,6 +59,11 @@ impl<'a> Output<'a> {
         if !self.rows.is_empty() {
             let rows = std::mem::take(&mut self.rows);
             self.writer.line(&table(&["dump", "name", "start", "size", "decision", "reasons"], &[3], rows))?;
+        }
+        for store in std::mem::take(&mut self.unruled) {
+            self.writer.line(&format!(
+                "{store}: no rule says what to keep, so everything is kept (see --keep-last and others)"
+            ))?;
         }
         let (count, bytes) = self.removed;
         let verb = if self.session.dry_run { "would be removed" } else { "removed" };

@@ -595,3 +595,14 @@ fn many_dumps_go_with_all_that_belongs_to_them_and_nothing_else() {
     assert_eq!([".raw", ".dump.json", "00Z.log", ".notes"].map(ending), [1; 4]);
     assert_eq!([".raw.txt", ".raw.log"].map(ending), [48; 2]);
 }
+
+#[test]
+fn without_a_rule_everything_stays_and_a_terminal_says_so() {
+    let kit = Kit::new();
+    kit.dump("web", "2026-11-18T02:00:00Z", 10);
+    let shown = |more: &str| kit.sh(&format!("script -qec 'bak-prune store --all {more}' /dev/null")).out;
+    let text = shown("");
+    assert!(text.contains("store: no rule says what to keep, so everything is kept"), "{text}");
+    assert!(!shown("--keep-last 1").contains("no rule"));
+    assert_eq!(check_store(&kit.store()).whole.len(), 1);
+}
