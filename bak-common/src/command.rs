@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::Signal;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,9 +19,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+mod ending;
 pub mod guard;
+mod trampoline;
 
-const TRAMPOLINE: &str = "--bak-exec";
+use ending::{PATIENCE, ask};
+pub use ending::{has_ended, stop, stop_group, stop_group_within};
+use trampoline::TRAMPOLINE;
+pub use trampoline::trampoline;
+
 const STDERR_KEPT: usize = 8 << 10;
 const STDOUT_MAX: usize = 256 << 20;
 /// What is kept of its standard error where all of that is asked for.
@@ -417,63 +423,6 @@ impl Program {
     }
 }
 
-/// Ends a program: asks first, and insists after three seconds. It is gone when this returns.
-pub fn stop(child: &mut Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
-        let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(3) {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-/// Whether a program has ended. It is not taken leave of: its number stays its own.
-pub fn has_ended(child: &Child) -> bool {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    match i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        Some(pid) => !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)),
-        None => true,
-    }
-}
-
-/// Asks a program to end, unless it has, and waits for that. It is not taken leave of.
-fn ask(child: &Child, patience: Duration) {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    if !has_ended(child) {
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
-    }
-    let asked = Instant::now();
-    while asked.elapsed() < patience && !has_ended(child) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// How long a program that has its own group may take to end if nobody says.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Ends a program that has its own group ([`Program::own_group`]): asks it first; after a second, or when it has ended, all
-/// that is left of its group is ended. It is gone when this returns.
-pub fn stop_group(child: &mut Child) {
-    // How it ended does not matter here.
-    let _ = stop_group_within(child, PATIENCE);
-}
-
-/// The same with another patience, and how it ended. Nobody may have waited for it before: as long as nobody has, its
-/// number, which is the group's, is nobody else's.
-pub fn stop_group_within(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        ask(child, patience);
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
-    }
-    child.wait().context("cannot wait for a program")
-}
-
 impl Finished {
     /// Its standard output if it ended well; else what it said last.
     pub fn check(self) -> Result<Vec<u8>> {
@@ -512,29 +461,4 @@ fn find(name: &OsStr) -> Result<Option<PathBuf>, NotExecutable> {
         None if candidates.iter().any(|path| path.exists()) && !name.is_empty() => Err(NotExecutable),
         None => Ok(None),
     }
-}
-
-/// The second half of starting a program; does not return if this process was started for that. An error otherwise.
-pub fn trampoline() -> Option<anyhow::Error> {
-    let mut args = std::env::args_os();
-    let own = args.next().unwrap_or_default();
-    if args.next()? != TRAMPOLINE {
-        return None;
-    }
-    let become_it = || -> Result<()> {
-        let mut number =
-            || args.next().and_then(|arg| arg.to_str()?.parse::<i32>().ok()).context("wrong use of an internal option");
-        let parent = Pid::from_raw(number()?);
-        let signal = Signal::from_named_raw(number()?).context("wrong use of an internal option")?;
-        rustix::process::set_parent_process_death_signal(Some(signal)).context("cannot tie a program to this one")?;
-        if rustix::process::getppid() != parent {
-            bail!("the program that asked for this one is gone");
-        }
-        // Whoever started us may have blocked what is to stop it.
-        nix::sys::signal::SigSet::all().thread_unblock().context("cannot unblock signals")?;
-        let program = args.next().context("wrong use of an internal option")?;
-        let error = Command::new(&program).arg0(own).args(args).exec();
-        Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
-    };
-    become_it().err()
 }

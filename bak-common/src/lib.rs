@@ -6,6 +6,7 @@ pub mod command;
 pub mod config;
 pub mod far;
 pub mod fsio;
+pub mod hash;
 pub mod jsonl;
 pub mod ledger;
 pub mod lock;

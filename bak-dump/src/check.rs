@@ -1,9 +1,8 @@
 //! Compares a dump's files with its record: sizes, then SHA-256.
 
 use anyhow::{Context, Result};
+use bak_common::hash::hash;
 use bak_common::store::{Entry, Store};
-use sha2::{Digest, Sha256};
-use std::io::Read;
 
 use crate::driver::Progress;
 
@@ -32,28 +31,15 @@ pub fn compare(store: &Store, entry: &Entry, content: bool, tick: &dyn Fn(Progre
             continue;
         };
         let all = entry.dump.bytes.max(1) as f64;
-        let (_, found) = hash(input, &|now| tick(Progress { done: (done + now) as f64 / all }))
-            .with_context(|| format!("cannot read {}", file.name))?;
-        done += size;
+        let mut each = |bytes| {
+            done += bytes;
+            tick(Progress { done: done as f64 / all })
+        };
+        let (_, found) = hash(&input, &mut each).with_context(|| format!("cannot read {}", file.name))?;
         if found != *expected {
             let why = format!("{} is damaged: its SHA-256 is {found} instead of {expected}", file.name);
             return Ok(Compared::Differs(why));
         }
     }
     Ok(Compared::Same { unhashed })
-}
-
-/// Reads to the end: bytes, and SHA-256 in hexadecimal. `tick` is told how many were read so far; its error ends the work.
-pub fn hash(mut input: impl Read, tick: &dyn Fn(u64) -> Result<()>) -> Result<(u64, String)> {
-    let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        let count = input.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        bytes += count as u64;
-        tick(bytes)?;
-    }
-    Ok((bytes, hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }

@@ -8,6 +8,7 @@
 //! within a frame. The price is size, about a tenth (`scripts/bench frames`).
 
 use anyhow::{Context, Result, anyhow};
+use bak_common::hash::hex;
 use fastcdc::v2020::StreamCDC;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -22,6 +23,11 @@ const PIECE: (usize, usize, usize) = (16 << 10, 64 << 10, 256 << 10);
 
 /// What zstd itself does if nobody says.
 pub const LEVEL: i32 = 3;
+
+/// How many threads compress: as many as there are processors, up to what the one that writes and hashes keeps up with.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(8))
+}
 
 /// Pieces on their way to and from each compressing thread.
 const AHEAD: usize = 16;
@@ -115,7 +121,7 @@ fn collect(from: &[Receiver<Framed>], output: &mut impl Write, tick: &dyn Fn(u64
                 Err(RecvTimeoutError::Timeout) => tick(stream)?,
                 // The next piece would be this thread's: there is none.
                 Err(RecvTimeoutError::Disconnected) => {
-                    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+                    let sha256 = hex(&hasher.finalize());
                     return Ok(Written { stream, bytes, sha256 });
                 }
             }
@@ -149,8 +155,7 @@ mod tests {
         let mut out = Vec::new();
         let written = write(input, &mut out, (LEVEL, threads), &|_| Ok(()), || ()).unwrap();
         assert_eq!((written.stream, written.bytes), (input.len() as u64, out.len() as u64));
-        let sum: String = Sha256::digest(&out).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(written.sha256, sum);
+        assert_eq!(written.sha256, hex(&Sha256::digest(&out)));
         out
     }
 

@@ -6,8 +6,10 @@ use bak_common::config::Dest;
 use bak_common::far::{Access, Url};
 use bak_common::jsonl::Writer;
 use bak_common::name::printable;
+use bak_common::record::Dump;
 use bak_common::report::Kind;
-use bak_common::store::Listing;
+use bak_common::store::{Entry, Listing, Store};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +49,19 @@ pub fn dir(text: &Path, places: &Places, session: &Session) -> Result<PathBuf> {
         Origin::Far { shown, .. } => Err(Kind::Usage
             .says(format!("{} is not a path on this machine: mount it and name the directory", printable(&shown)))),
     }
+}
+
+/// The store that dumps are read from in place: what `--from` names, else the local one.
+pub fn store(from: Option<&Path>, places: &Places, session: &Session) -> Result<Store> {
+    Store::open(&match from {
+        Some(from) => dir(from, places, session)?,
+        None => places.store(&session.config)?,
+    })
+}
+
+/// What a record on standard input says of a dump that we don't know: it is passed on.
+pub fn unknown(entry: &Entry, said: Dump) -> Map<String, Value> {
+    said.extra.into_iter().filter(|(key, _)| !entry.dump.extra.contains_key(key)).collect()
 }
 
 /// Prints what the configuration says for each guest that has a dump here: all of `--check-config`.

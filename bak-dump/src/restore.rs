@@ -89,11 +89,7 @@ struct Wanted {
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-restore")?;
-    let path = match &cli.from {
-        Some(from) => origin::dir(from, &cli.places, &session)?,
-        None => cli.places.store(&session.config)?,
-    };
-    let store = Store::open(&path)?;
+    let store = origin::store(cli.from.as_deref(), &cli.places, &session)?;
     let listing = store.list();
     if cli.common.check_config {
         origin::check_config(&session, &[&listing])?;
@@ -143,10 +139,7 @@ fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Res
                 continue;
             };
             match pick::by_id(listing, &said.id) {
-                Ok(entry) => {
-                    let known = |key: &String| entry.dump.extra.contains_key(key);
-                    add(entry, said.extra.into_iter().filter(|(key, _)| !known(key)).collect());
-                }
+                Ok(entry) => add(entry, origin::unknown(entry, *said)),
                 Err(error) => session.report.fail(said.id.as_str(), &error),
             }
         }

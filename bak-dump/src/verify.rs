@@ -100,11 +100,7 @@ struct Subject<'a> {
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-verify")?;
-    let path = match &cli.from {
-        Some(from) => origin::dir(from, &cli.places, &session)?,
-        None => cli.places.store(&session.config)?,
-    };
-    let store = Store::open(&path)?;
+    let store = origin::store(cli.from.as_deref(), &cli.places, &session)?;
     let listing = store.list();
     if cli.common.check_config {
         origin::check_config(&session, &[&listing])?;
@@ -145,9 +141,7 @@ fn choose<'a>(
             session.report.fail(said.id.as_str(), &anyhow!("there is no such dump in the store"));
         }
         for entry in found {
-            let known = |key: &String| entry.dump.extra.contains_key(key);
-            let unknown = said.extra.clone().into_iter().filter(|(key, _)| !known(key));
-            more.entry(entry.dump.id.as_str()).or_default().extend(unknown);
+            more.entry(entry.dump.id.as_str()).or_default().extend(origin::unknown(entry, (*said).clone()));
             chosen.push(entry);
         }
     }

@@ -289,8 +289,8 @@ fn what_cannot_be_read_is_not_called_bad() {
     let path = put(&kit, "g", "raw", &noise(1, 5000), true);
     let run = |args: &[&str]| {
         let mut command = kit.command("strace");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=read", "-P"]).arg(&path);
-        command.args(["-e", "inject=read:error=EIO"]).arg(bin_dir().join("bak-verify"));
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64", "-P"]).arg(&path);
+        command.args(["-e", "inject=pread64:error=EIO"]).arg(bin_dir().join("bak-verify"));
         command.args(["--store", "store", "g"]).args(args);
         finish(command, "")
     };

@@ -262,6 +262,17 @@ impl Pass<'_> {
         }
     }
 
+    /// Says what went wrong and does no harm. That a limit, the clock or a signal ended it is said by what it ends.
+    pub fn warn_of(&self, of: &str, what: &str, result: Result<()>) {
+        if let Err(error) = result
+            && !error.is::<LimitReached>()
+            && !error.is::<TimeIsUp>()
+            && stop::caught().is_none()
+        {
+            self.session.report.warn(of, &format!("{what}: {error:#}"));
+        }
+    }
+
     /// Removes what a run of its has left whose other end was killed: once it has arrived nobody asks for it again.
     fn sweep_arrived(&mut self, dump: &Dump, place: &str) {
         if self.far.is_remote() {

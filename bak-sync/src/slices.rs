@@ -7,7 +7,7 @@
 //! there the copy begins with a gap. Whatever can't be laid makes the transfer dearer, never wrong.
 
 use anyhow::{Context, Result, anyhow, ensure};
-use bak_common::far::{FarFile, LimitReached, Slice, TimeIsUp};
+use bak_common::far::{FarFile, Slice};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
 use bak_common::stop;
@@ -84,15 +84,9 @@ impl Pass<'_> {
         self.warn(dump, "cannot clean up over there", swept);
     }
 
-    /// Says what went wrong and does no harm. That a limit, the clock or a signal ended it is said by what it ends.
+    /// Says what went wrong with this dump and does no harm.
     fn warn(&self, dump: &Dump, what: &str, result: Result<()>) {
-        if let Err(error) = result
-            && !error.is::<LimitReached>()
-            && !error.is::<TimeIsUp>()
-            && stop::caught().is_none()
-        {
-            self.session.report.warn(dump.id.as_str(), &format!("{what}: {error:#}"));
-        }
+        self.warn_of(dump.id.as_str(), what, result);
     }
 
     /// Lays the bases of a dump's files. Returns the hard links to take up again.

@@ -5,14 +5,13 @@
 //! arrive, for whatever reason, holds nobody: it goes alone afterwards, and there its trouble is met again, and told.
 
 use anyhow::{Context, Result};
-use bak_common::far::{Bounds, FarFile, FarKind, LimitReached, Ran, TimeIsUp};
+use bak_common::far::{Bounds, FarFile, FarKind, Ran};
 use bak_common::ledger::{Attempt, Ended};
 use bak_common::meter::Wire;
 use bak_common::name::DumpId;
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
 use bak_common::report::status;
-use bak_common::stop;
 use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -370,15 +369,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Says what went wrong and does no harm. That a limit ended it is said by what it ends.
+    /// Says what went wrong with many of them and does no harm.
     fn warn_all(&self, what: &str, result: Result<()>) {
-        if let Err(error) = result
-            && !error.is::<LimitReached>()
-            && !error.is::<TimeIsUp>()
-            && stop::caught().is_none()
-        {
-            self.session.report.warn(&self.dest.name, &format!("{what}: {error:#}"));
-        }
+        self.warn_of(&self.dest.name, what, result);
     }
 }
 

@@ -3,7 +3,8 @@
 
 mod common;
 
-use bak_tests::{Ran, check_store, finish, noise};
+use bak_tests::clock::Clock;
+use bak_tests::{Ran, check_store, noise};
 use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::fs;
@@ -54,6 +55,12 @@ fn arrives(place: &Place) {
 
 fn kill(signal: &str, pid: u32) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+/// Whether this process has a file of this name open.
+fn has_open(pid: u32, name: &str) -> bool {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    links.filter_map(|link| fs::read_link(link.path()).ok()).any(|path| path.ends_with(name))
 }
 
 /// Ends it by a signal, within five seconds.
@@ -127,12 +134,7 @@ fn a_signal_is_heeded_wherever_bak_sync_waits() {
     let lock = lock.unwrap();
     lock.lock().unwrap();
     let child = start(&place, ["--wait", "1h"]);
-    let pid = child.id();
-    let open = |name: &str| {
-        let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-        links.filter_map(|link| fs::read_link(link.path()).ok()).any(|path| path.ends_with(name))
-    };
-    wait_for("it does not wait", || open(".bak/pass"));
+    wait_for("it does not wait", || has_open(child.id(), ".bak/pass"));
     assert_eq!(ended(child, "-TERM").says("stopped by SIGTERM").status, -15);
     lock.unlock().unwrap();
     // For a rate other than none.
@@ -249,24 +251,26 @@ fn nobody_outlives_a_pass_that_is_killed() {
     assert_eq!(check_store(&place.far()).whole.last(), Some(&web));
 }
 
-/// Runs a pass at this time of a day that goes on.
-fn at<const N: usize>(place: &Place, time: &str, zone: &str, more: [&str; N]) -> Ran {
+/// Starts a pass by this clock.
+fn start_by<const N: usize>(clock: &Clock, place: &Place, zone: &str, more: [&str; N]) -> Child {
     let (program, args) = place.command(more);
-    let clock: i64 = format!("2026-11-20T{time}Z").parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp();
-    let offset = clock - chrono::Utc::now().timestamp();
-    let mut command = place.kit.command("faketime");
-    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("TZ", zone);
-    command.args(["-f", &format!("{offset:+}s")]).arg(program).args(args);
-    finish(command, "")
+    let mut command = place.kit.command(program);
+    clock.govern(&mut command);
+    command.env("TZ", zone).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }
 
 fn lasts_until_its_time(ssh: bool) {
     let place = Place::new(ssh);
     let web = place.wait_with("web", DAY1, &noise(1, 4_000_000), json!({"rank": 1}));
     let db = place.wait_there("db", DAY1, 1000, json!({"rank": 2}));
-    let begun = Instant::now();
-    let ran = at(&place, "04:59:50", "Europe/Berlin", ["--until", "6:00", "--bwlimit", "200K"]).clean();
-    assert!(begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
+    let clock = Clock::new(&place.kit, "2026-11-20 05:59:50");
+    let pass = start_by(&clock, &place, "Europe/Berlin", ["--until", "6:00", "--bwlimit", "200K"]);
+    arrives(&place);
+    clock.set("2026-11-20 06:00:00");
+    let asked = Instant::now();
+    let ran = Ran::of(pass.wait_with_output().unwrap()).clean();
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert_eq!(ran.column("id"), [web.as_str(), db.as_str()]);
     let why = |at: usize| ran.records()[at]["skipped"]["why"].as_str().unwrap().to_owned();
     assert_eq!(why(0), "cut in order, it is past 2026-11-20 06:00 (until): it goes on in the next pass");
@@ -318,12 +322,25 @@ fn what_the_clock_may_cut_keeps_its_basis_over_the_passes() {
         new[at..at + 4096].copy_from_slice(&noise(100 + at as u64, 4096));
     }
     let web = place.wait_with("web", DAY2, &new, json!({}));
+    let part = place.far().join("web/.part/web-20261119T010000Z.raw");
+    let mut arrived = 0;
     for _ in 0..2 {
-        let ran = at(&place, "05:59:52", "UTC", ["--until", "06:00", "--bwlimit", "80K"]).clean();
+        let clock = Clock::new(&place.kit, "2026-11-20 05:59:52");
+        let pass = start_by(&clock, &place, "UTC", ["--until", "06:00", "--bwlimit", "80K"]);
+        // The basis is laid in no time; what is new is seen where the old one and the new one differ.
+        wait_for("nothing arrives", || {
+            let there = fs::read(&part).unwrap_or_default();
+            let same = there.chunks(4096).zip(new.chunks(4096)).step_by(8).filter(|(one, other)| one == other).count();
+            let more = same > arrived + 20;
+            arrived = if more { same } else { arrived };
+            more
+        });
+        clock.set("2026-11-20 06:00:00");
+        let ran = Ran::of(pass.wait_with_output().unwrap()).clean();
         assert!(ran.records()[0]["skipped"]["why"].as_str().unwrap().contains("(until)"), "{}", ran.out);
     }
-    let part = fs::metadata(place.far().join("web/.part/web-20261119T010000Z.raw")).unwrap();
-    assert!(part.len() >= 8 << 20, "{}: not what is old, and what has arrived", part.len());
+    let length = fs::metadata(&part).unwrap().len();
+    assert!(length >= 8 << 20, "{length}: not what is old, and what has arrived");
     let sent = place.sync([]).clean().records()[0]["sent"]["box"].clone();
     assert_eq!((sent["passes"].as_u64(), check_store(&place.far()).whole.contains(&web)), (Some(3), true));
     // Each cut may lose what was on its way.
@@ -342,15 +359,16 @@ fn who_comes_too_late_begins_nothing_and_the_configuration_may_say_when() {
     let held = fs::OpenOptions::new().create(true).truncate(false).write(true).open(place.outbox().join(".bak/pass"));
     let held = held.unwrap();
     held.lock().unwrap();
-    let mut command = place.kit.command("faketime");
-    let clock: i64 = "2026-11-20T05:59:55Z".parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp();
-    let offset = clock - chrono::Utc::now().timestamp();
-    command.args(["-f", &format!("{offset:+}s")]).arg(bak_tests::bin("bak-sync")).args(["--config", "bak.toml"]);
-    let waiting = std::thread::spawn(move || finish(command, ""));
+    let clock = Clock::new(&place.kit, "2026-11-20 05:59:55");
+    let mut command = place.kit.command(bak_tests::bin("bak-sync"));
+    clock.govern(&mut command);
+    command.args(["--config", "bak.toml"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let pass = command.spawn().unwrap();
+    wait_for("it does not wait", || has_open(pass.id(), ".bak/pass"));
     // Whoever has the lock lets it go after the time.
-    std::thread::sleep(Duration::from_millis(5500));
+    clock.set("2026-11-20 06:00:00");
     held.unlock().unwrap();
-    let ran = waiting.join().unwrap().clean();
+    let ran = Ran::of(pass.wait_with_output().unwrap()).clean();
     assert_eq!(ran.records()[0]["skipped"]["why"], "it is past 2026-11-20 06:00 (until): it stays pending");
     assert_eq!(check_store(&place.outbox()).whole, [web]);
     place.kit.write(

@@ -2,6 +2,7 @@
 
 mod common;
 
+use bak_tests::clock::Clock;
 use bak_tests::process::wait_for;
 use bak_tests::{Kit, bin, check_store, put_dump};
 use common::{DAY1, linked};
@@ -32,13 +33,10 @@ fn scene(nodes: &[&str], dumps: usize, limit: &str) -> Kit {
     kit
 }
 
-fn start(kit: &Kit, node: &str, clock: bool) -> Child {
+fn start(kit: &Kit, node: &str, clock: Option<&Clock>) -> Child {
     let mut command = kit.command(bin("bak-sync"));
-    if clock {
-        // The library reads the file anew each time; monotonic clocks stay true.
-        let library = kit.sh("faketime -f +0s printenv LD_PRELOAD").clean().out;
-        command.env("LD_PRELOAD", library.trim()).env("FAKETIME_TIMESTAMP_FILE", kit.path("clock"));
-        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    if let Some(clock) = clock {
+        clock.govern(&mut command);
     }
     command.args(["--config", &format!("{node}.toml")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
@@ -72,7 +70,7 @@ fn bytes(attempts: &[Value]) -> u64 {
 fn two_nodes_that_send_at_once_share_a_budget() {
     let nodes = ["a", "b"];
     let kit = scene(&nodes, 4, "5000K/month");
-    let passes = nodes.map(|node| start(&kit, node, false));
+    let passes = nodes.map(|node| start(&kit, node, None));
     passes.into_iter().for_each(ended_well);
     // Each sees the other's traffic before each of its own dumps: it may miss one of them.
     let used = bytes(&attempts(&kit));
@@ -83,7 +81,7 @@ fn two_nodes_that_send_at_once_share_a_budget() {
     for node in nodes {
         assert!(sent.whole.iter().any(|id| id.starts_with(node)), "{node} got nothing: {sent:?}");
         // Now both know.
-        ended_well(start(&kit, node, false));
+        ended_well(start(&kit, node, None));
     }
     assert!(bytes(&attempts(&kit)) - used < BEYOND);
     let waiting = nodes.map(|node| check_store(&kit.path(node)).whole).concat();
@@ -97,11 +95,11 @@ fn a_clock_that_jumps_in_mid_pass_gives_no_day_more_than_its_limit() {
     let offset = |days: i64| format!("{:+}", noon.timestamp() - chrono::Utc::now().timestamp() + days * 86400);
     for jump in [-1, 1] {
         let kit = scene(&["a"], 5, "3000K/day");
-        fs::write(kit.path("clock"), offset(0)).unwrap();
-        let mut pass = start(&kit, "a", true);
+        let clock = Clock::new(&kit, &offset(0));
+        let mut pass = start(&kit, "a", Some(&clock));
         let arrived = || check_store(&kit.path("far")).whole.len();
         wait_for("nothing arrives", || arrived() > 0 || pass.try_wait().unwrap().is_some());
-        fs::write(kit.path("clock"), offset(jump)).unwrap();
+        clock.set(&offset(jump));
         ended_well(pass);
         let lines = attempts(&kit);
         let mut days: BTreeMap<&str, u64> = BTreeMap::new();
@@ -115,8 +113,8 @@ fn a_clock_that_jumps_in_mid_pass_gives_no_day_more_than_its_limit() {
             assert!(bytes(&lines) < 3000 * 1024 + BEYOND, "{days:?}");
         }
         // Back in the true time the budget of the day is what it was.
-        fs::write(kit.path("clock"), offset(0)).unwrap();
-        ended_well(start(&kit, "a", true));
+        clock.set(&offset(0));
+        ended_well(start(&kit, "a", Some(&clock)));
         let seen = check_store(&kit.path("far"));
         assert_eq!((seen.broken.len(), seen.strange.len()), (0, 0));
         assert_eq!(seen.whole.len() + check_store(&kit.path("a")).whole.len(), 5, "lost or doubled");

@@ -1,6 +1,7 @@
 //! What the tests share: a temporary place, dumps made by hand, programs run as users run them, and a checker of stores
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
+pub mod clock;
 pub mod net;
 pub mod process;
 pub mod pve;

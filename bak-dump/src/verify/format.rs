@@ -76,9 +76,9 @@ pub fn check(store: &Store, entry: &Entry, name: &str, tick: &dyn Fn() -> Result
         (Pack::None, Holds::Tar) => tar(open()?.into(), "tar -t", tick),
         (Pack::None, Holds::Vma) => match vma(open()?.into(), tick)? {
             Some(found) => Ok(found),
-            None => Ok(Found::Unchecked("the program vma is not installed".into())),
+            None => Ok(missing("vma")),
         },
-        (Pack::None, Holds::Other) => Ok(Found::Unchecked("nothing checks this format".into())),
+        (Pack::None, Holds::Other) => Ok(unknown()),
         (_, Holds::Tar | Holds::Vma) if holds == Holds::Tar || has("vma") => unpacked(pack, holds, &open, tick),
         _ => packed(pack, open()?, tick),
     }
@@ -102,6 +102,14 @@ pub fn by_driver(
         (Decision::Unknown, _) => Found::Unchecked(verdict.why),
     };
     Ok(Some((name, found)))
+}
+
+fn unknown() -> Found {
+    Found::Unchecked("nothing checks this format".into())
+}
+
+fn missing(program: &str) -> Found {
+    Found::Unchecked(format!("the program {program} is not installed"))
 }
 
 fn has(program: &str) -> bool {
@@ -128,9 +136,9 @@ fn run(program: Program, tick: &dyn Fn() -> Result<()>) -> Result<Finished> {
 }
 
 fn packed(pack: Pack, file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
-    let Some((name, test, _)) = tool(pack) else { return Ok(Found::Unchecked("nothing checks this format".into())) };
+    let Some((name, test, _)) = tool(pack) else { return Ok(unknown()) };
     if !has(name) {
-        return Ok(Found::Unchecked(format!("the program {name} is not installed")));
+        return Ok(missing(name));
     }
     let finished = run(Program::new(name)?.args(test).stdin(file.into()), tick)?;
     Ok(match finished.status.success() {
@@ -141,9 +149,9 @@ fn packed(pack: Pack, file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found
 
 /// Unpacks into the program that knows what is in it. Both must be content: one that is fed nothing may be, too.
 fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
-    let Some((name, _, unpack)) = tool(pack) else { return Ok(Found::Unchecked("nothing checks this format".into())) };
+    let Some((name, _, unpack)) = tool(pack) else { return Ok(unknown()) };
     if !has(name) {
-        return Ok(Found::Unchecked(format!("the program {name} is not installed")));
+        return Ok(missing(name));
     }
     let program = Program::new(name)?.args(unpack).stdin(open()?.into());
     let mut child = program.spawn(Stdio::piped(), Stdio::piped())?;
@@ -185,7 +193,7 @@ fn drain(from: &mut File, tick: &dyn Fn() -> Result<()>) -> Result<()> {
 
 fn tar(input: Stdio, what: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     if !has("tar") {
-        return Ok(Found::Unchecked("the program tar is not installed".into()));
+        return Ok(missing("tar"));
     }
     let finished = run(Program::new("tar")?.args(["-t", "-f", "-"]).stdin(input), tick)?;
     // Its headers have checksums, what lies between them has none.
@@ -210,7 +218,7 @@ fn vma(input: Stdio, tick: &dyn Fn() -> Result<()>) -> Result<Option<Found>> {
 /// The image alone: whatever it names as its backing file is not opened.
 fn qcow2(path: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     if !has("qemu-img") {
-        return Ok(Found::Unchecked("the program qemu-img is not installed".into()));
+        return Ok(missing("qemu-img"));
     }
     let mut head = [0; 16];
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;

@@ -2,6 +2,7 @@
 //! One pass over the file, as the manifest may come anywhere in it.
 
 use anyhow::{Context, Result};
+use bak_common::hash::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -58,10 +59,6 @@ pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
         None => Found::Plausible("a tar archive without a manifest".into()),
         Some(text) => judge(&text, &sums),
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Compares what a manifest says with what is there.

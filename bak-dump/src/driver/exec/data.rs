@@ -46,14 +46,13 @@ struct Stream<'a> {
 
 /// Packs what comes by `pipe` into `file`, and flushes that.
 pub fn pack(pipe: OwnedFd, file: &File, flow: &Flow) -> Result<Written> {
-    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
     let tick = |bytes: u64| {
         flow.bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     };
     let stream = Stream { pipe: pipe.into(), flow, late: 0 };
     let abort = || flow.broken.store(true, Ordering::Relaxed);
-    let written = frames::write(stream, file, (LEVEL, threads), &tick, abort).and_then(|written| {
+    let written = frames::write(stream, file, (LEVEL, frames::threads()), &tick, abort).and_then(|written| {
         if written.stream > 0 {
             fsio::sync(file.as_fd())?;
         }

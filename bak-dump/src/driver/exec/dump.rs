@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::fsio;
+use bak_common::hash::hash;
 use bak_common::record::FileEntry;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
@@ -17,7 +18,6 @@ use std::time::Instant;
 use super::data::{self, Flow};
 use super::say::Said;
 use super::{Env, Exec, NOT_NOW, base, guest_line};
-use crate::driver::image::convert;
 use crate::driver::{Job, Made, Progress, Running};
 use crate::frames::Written;
 
@@ -56,7 +56,7 @@ fn make(exec: &Exec, job: &Job, dir: &File) -> Result<Made> {
         files.push(FileEntry { name: name.clone(), bytes: written.bytes, sha256, extra: Map::new() });
     }
     for name in &said.files {
-        files.push(finish(dir, job.dir, name).with_context(|| format!("{} made no good file", exec.program))?);
+        files.push(finish(dir, name).with_context(|| format!("{} made no good file", exec.program))?);
     }
     sweep(dir, job, &files)?;
     Ok(Made {
@@ -132,7 +132,7 @@ fn size(file: &File) -> Result<u64> {
 }
 
 /// A file that the program made: looked at, flushed, hashed.
-fn finish(dir: &File, path: &Path, name: &str) -> Result<FileEntry> {
+fn finish(dir: &File, name: &str) -> Result<FileEntry> {
     let file = fsio::open_file(dir.as_fd(), name)?.with_context(|| format!("{name} was not made"))?;
     let meta = file.metadata().with_context(|| format!("cannot look at {name}"))?;
     ensure!(meta.len() > 0, "{name} is empty");
@@ -143,7 +143,7 @@ fn finish(dir: &File, path: &Path, name: &str) -> Result<FileEntry> {
         private.with_context(|| format!("cannot keep others from reading {name}"))?;
     }
     fsio::sync(file.as_fd())?;
-    let (bytes, sha256) = convert::hash(&path.join(name)).with_context(|| format!("cannot read {name}"))?;
+    let (bytes, sha256) = hash(&file, &mut |_| Ok(())).with_context(|| format!("cannot read {name}"))?;
     Ok(FileEntry { name: name.to_owned(), bytes, sha256: Some(sha256), extra: Map::new() })
 }
 

@@ -7,16 +7,13 @@
 //! It writes in order (no `-W`, although that is faster): an unchanged image gives an unchanged file, and a little change
 //! a little difference, which is what makes sending it off cheap.
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use bak_common::command::{Event, Program};
 use bak_common::fsio;
+use bak_common::hash::hash;
 use bak_common::record::FileEntry;
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -30,7 +27,6 @@ use crate::driver::{Job, Progress};
 
 /// How often what was written so far is sent to the disk.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
-const BLOCK: usize = 1 << 20;
 
 /// Dumps every disk. While one is flushed, hashed and checked, the next is being converted.
 pub fn dump(disks: &[Disk], format: Format, job: &Job) -> Result<Vec<FileEntry>> {
@@ -145,7 +141,7 @@ fn finish(name: &str, format: Format, job: &Job) -> Result<(u64, String)> {
     thread::scope(|scope| {
         let flushed = scope.spawn(|| fsio::sync(file.as_fd()));
         let checked = scope.spawn(|| if format == Format::Raw { Ok(()) } else { check(&path, job) });
-        let hashed = hash(&path);
+        let hashed = hash(&file, &mut |_| Ok(())).context("cannot read it back");
         join(flushed)?;
         join(checked)?;
         hashed
@@ -157,47 +153,6 @@ fn check(path: &Path, job: &Job) -> Result<()> {
     program.run()?.check().map(drop)
 }
 
-/// Size and SHA-256 of a file. Holes are hashed without being read.
-pub fn hash(path: &Path) -> Result<(u64, String)> {
-    let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; BLOCK];
-    let zeros = vec![0; BLOCK];
-    let mut at = 0;
-    while at < size {
-        let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
-            Ok(data) => data.min(size),
-            Err(Errno::NXIO) => size,
-            // A file system that knows of no holes.
-            Err(_) => at,
-        };
-        while at < data {
-            let some = (data - at).min(BLOCK as u64);
-            // In bounds, and so no truncation: at most BLOCK.
-            hasher.update(&zeros[..some as usize]);
-            at += some;
-        }
-        if at >= size {
-            break;
-        }
-        let hole = rustix::fs::seek(&file, SeekFrom::Hole(at)).map_or(size, |hole| hole.clamp(at, size));
-        rustix::fs::seek(&file, SeekFrom::Start(at)).context("cannot seek")?;
-        while at < hole {
-            let want = (hole - at).min(BLOCK as u64) as usize;
-            let got = file.read(&mut block[..want]).context("cannot read it back")?;
-            ensure!(got > 0, "it is shorter than it was");
-            hasher.update(&block[..got]);
-            at += got as u64;
-        }
-    }
-    Ok((size, hex(&hasher.finalize())))
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn join<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of bak-dump failed")))
 }
@@ -205,7 +160,6 @@ fn join<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek, Write};
 
     #[test]
     fn progress_lines() {
@@ -219,21 +173,5 @@ mod tests {
         ] {
             assert_eq!(percent(text.as_bytes()), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn holes_hash_as_zeros() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("sparse");
-        let mut file = File::create(&path).unwrap();
-        file.write_all(&[7; 5000]).unwrap();
-        file.seek(std::io::SeekFrom::Start(3_500_001)).unwrap();
-        file.write_all(&[9; 3]).unwrap();
-        file.set_len(9_000_001).unwrap();
-        let content = std::fs::read(&path).unwrap();
-        let expected = (content.len() as u64, hex(&Sha256::digest(&content)));
-        assert_eq!(hash(&path).unwrap(), expected);
-        File::create(&path).unwrap();
-        assert_eq!(hash(&path).unwrap(), (0, hex(&Sha256::digest([]))));
     }
 }

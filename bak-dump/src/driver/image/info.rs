@@ -196,7 +196,7 @@ pub fn fingerprint(disks: &[Disk]) -> Result<Option<String>> {
             ));
         }
     }
-    Ok(Some(super::convert::hex(&hasher.finalize())))
+    Ok(Some(bak_common::hash::hex(&hasher.finalize())))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::calendar::{Time, Zone};
 use bak_common::command::{Program, has_ended, stop_group_within};
 use bak_common::config::Vzdump;
+use bak_common::hash::hash;
 use bak_common::name::printable;
 use bak_common::record::FileEntry;
 use rustix::process::Signal;
@@ -106,10 +107,9 @@ pub fn framed(order: &Order) -> Result<Made> {
     let head = Mutex::new(Vec::new());
     let (written, status) = run.with_log(stderr, |run| {
         let stream = Headed { inner: stdout, head: &head };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let level = order.how.level.unwrap_or(frames::LEVEL);
         let abort = || drop(run.stop());
-        let written = frames::write(stream, &mut output, (level, threads), &|_| run.tick(), abort);
+        let written = frames::write(stream, &mut output, (level, frames::threads()), &|_| run.tick(), abort);
         if written.is_ok() {
             run.wait(Some(ENDING))?;
         }
@@ -190,7 +190,7 @@ pub fn by_itself(order: &Order) -> Result<Made> {
     // vzdump flushes nothing.
     let file = File::open(&path).with_context(|| format!("cannot open {name}"))?;
     file.sync_all().with_context(|| format!("cannot flush {name}"))?;
-    let (bytes, sha256) = crate::check::hash(file, &|_| (order.job.tick)(Progress { done: 1.0 }))?;
+    let (bytes, sha256) = hash(&file, &mut |_| (order.job.tick)(Progress { done: 1.0 }))?;
     order.made(FileEntry { name, bytes, sha256: Some(sha256), extra: Default::default() }, heard)
 }
 

@@ -1,0 +1,36 @@
+//! A wall clock that a test sets while programs run by it, so that no machine is too slow for what is to happen by it.
+
+use crate::Kit;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+pub struct Clock {
+    file: PathBuf,
+    library: String,
+}
+
+impl Clock {
+    /// Stands still at `time`, as in `2026-11-20 05:59:50`, in the zone of the programs.
+    pub fn new(kit: &Kit, time: &str) -> Self {
+        let library = kit.sh("faketime -f +0s printenv LD_PRELOAD").clean().out.trim().to_owned();
+        let clock = Self { file: kit.path("clock"), library };
+        clock.set(time);
+        clock
+    }
+
+    /// Sets it while programs look at it: they see the old time or this one. `+` or `-` and seconds: the true time, and so
+    /// much later or earlier; then it goes on.
+    pub fn set(&self, time: &str) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, time).unwrap();
+        fs::rename(new, &self.file).unwrap();
+    }
+
+    /// The command's clock is this one. Monotonic clocks, and so waits and rates, stay true.
+    pub fn govern(&self, command: &mut Command) {
+        // The library reads the file anew each time.
+        command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", &self.file);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+}
