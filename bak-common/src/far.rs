@@ -23,16 +23,19 @@ mod append;
 mod cache;
 mod daemon;
 mod end;
+pub mod home;
 pub mod identity;
 mod listing;
 mod look;
 mod mounted;
 mod ran;
+mod receive;
 mod remove;
 mod rrsync;
 mod run;
 mod seed;
 mod ssh;
+mod sums;
 mod url;
 
 pub use append::Slice;
@@ -119,6 +122,8 @@ pub struct Bounds<'a> {
     pub silent: u64,
     /// It may take long, so it ends when the time is up ([`Far::until`]); what is small and finishes something goes on.
     pub long: bool,
+    /// The speed ([`Far::keep_pace`]) is that of what comes in.
+    pub inward: bool,
 }
 
 impl<'a> Bounds<'a> {

@@ -41,6 +41,20 @@ pub struct Attempt {
     pub why: Option<String>,
 }
 
+/// What the second part of such attempts' ids is.
+const FETCH: &str = "fetch";
+
+impl Attempt {
+    /// The id of an attempt to bring something back, or to look at it: no pass's, and no dump's that is to be sent.
+    pub fn fetch_id(run: &str, what: &str) -> String {
+        format!("{run}/{FETCH}/{what}")
+    }
+
+    pub fn is_fetch(&self) -> bool {
+        self.id.split('/').nth(1) == Some(FETCH)
+    }
+}
+
 /// One finished pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pass {

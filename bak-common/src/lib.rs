@@ -22,4 +22,5 @@ pub mod signals;
 pub mod stop;
 pub mod store;
 pub mod table;
+pub mod timetable;
 pub mod units;

@@ -58,7 +58,9 @@ const CUT: u64 = 24;
 const SPEED: u64 = 32;
 /// 0, or one more than the milliseconds that the far side has to end.
 const STOP: u64 = 40;
-const LENGTH: usize = 48;
+/// Not 0 if the speed is that of what comes in.
+const INWARD: u64 = 48;
+const LENGTH: usize = 56;
 
 /// Bytes so far, as rsync's side sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -208,6 +210,12 @@ impl Counts {
         let _ = self.0.write_all_at(&speed.number().to_le_bytes(), SPEED);
     }
 
+    /// Has the speed hold for what comes in, as where files are fetched; else it is that of what goes out.
+    pub fn govern_inward(&self) {
+        // If this fails what comes in is as fast as it can.
+        let _ = self.0.write_all_at(&1_u64.to_le_bytes(), INWARD);
+    }
+
     /// Has the meter end the transfer in order, with so much time for the far side.
     pub fn stop(&self, patience: Duration) {
         let number = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1);
@@ -283,8 +291,9 @@ impl Line {
     fn pass(&self, mut from: impl Read, mut to: impl Write, at: u64, grace: u64) -> bool {
         let mut buffer = vec![0; 256 << 10];
         let mut sum = 0_u64;
-        // What comes back is little, and is not ours to hold.
-        let speed = || if at == OUT { Speed::of(self.counts.number(SPEED)) } else { Speed::Free };
+        // What goes the other way is little, and is not ours to hold.
+        let governed = if self.counts.number(INWARD) == 0 { OUT } else { INTO };
+        let speed = || if at == governed { Speed::of(self.counts.number(SPEED)) } else { Speed::Free };
         let mut throttle = Throttle::new(speed);
         let alive = || if self.is_over() { Err(()) } else { Ok(()) };
         while let Ok(most) = throttle.turn(buffer.len(), alive) {

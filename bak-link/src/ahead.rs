@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use bak_common::args::{Destination, Session};
 use bak_common::calendar::{SKEW_S, Time};
 use bak_common::config::Effective;
-use bak_common::ledger::Ledger;
+use bak_common::ledger::{Attempt, Ledger};
 use bak_common::name::DumpId;
 use bak_common::outbox::{History, Outbox};
 use bak_common::record::{Dump, GuestKey};
@@ -220,7 +220,9 @@ impl Read {
         let traffic = self.ledger.attempts.iter().map(|one| (one.at, both(one.wire_out, one.wire_in))).collect();
         // By pass, whose id begins that of the attempt; ids are random, so the newest are found by time.
         let mut beside: Vec<(Time, &str, u64)> = Vec::new();
-        for one in self.ledger.attempts.iter().filter(|one| one.dump.is_none()) {
+        // What was brought back or verified is no pass's.
+        let of_passes = |one: &&Attempt| one.dump.is_none() && !one.is_fetch();
+        for one in self.ledger.attempts.iter().filter(of_passes) {
             let pass = one.id.split('/').next().unwrap_or(&one.id);
             let bytes = both(one.wire_out, one.wire_in);
             match beside.last_mut().filter(|last| last.1 == pass) {

@@ -9,8 +9,9 @@ use bak_common::pass;
 use bak_common::store::{Entry, Locked, Store};
 
 use crate::look::View;
-use crate::remote::{Outcome, Visit, right_one};
+use crate::remote::{Outcome, Visit};
 use crate::request::{At, Place};
+use bak_common::far::identity::right_one;
 
 /// What keeps others away from a store, and removes from it.
 #[derive(Debug)]

@@ -14,19 +14,15 @@ pub use remove::Outcome;
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::Session;
-use bak_common::far::identity::{self, FILE};
+use bak_common::far::home;
+use bak_common::far::identity::right_one;
 use bak_common::far::{Access, Cache, Far, Url};
-use bak_common::fsio;
 use bak_common::ledger::{self, Line};
 use bak_common::lock::{Hold, Holder, Lock};
-use bak_common::name::{Stem, is_component};
+use bak_common::name::Stem;
 use bak_common::outbox::{Identity, Outbox};
 use bak_common::pass::{self, Scratch};
-use bak_common::period::show_limit;
-use bak_common::report::Kind;
-use bak_common::store::BAK;
 use std::collections::HashSet;
-use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -44,9 +40,6 @@ pub struct Remote {
     /// How to get in.
     pub access: Access,
 }
-
-/// What must be left of a limit for a look at the far side, in bytes.
-const LEAST: i128 = 8 << 10;
 
 /// A directory for temporary files.
 #[derive(Debug)]
@@ -94,7 +87,10 @@ impl<'a> Visit<'a> {
             Some(outbox) if change => Some(pass::lock(session, outbox)?),
             _ => None,
         };
-        let left = left(session, place, outbox.as_ref())?;
+        let left = match &place.dest {
+            Some(dest) => pass::left(session, dest, outbox.as_ref())?,
+            None => None,
+        };
         let scratch = match (&outbox, &lock) {
             (Some(outbox), Some(lock)) => Temporary::Pass(Scratch::new(outbox, lock)?),
             _ => Temporary::Own(tempfile::tempdir().context("cannot make a temporary directory")?),
@@ -126,9 +122,9 @@ impl<'a> Visit<'a> {
 
     fn look(&mut self, expected: Option<&Identity>, change: bool) -> Result<View> {
         let identity = right_one(&self.far, expected)?;
-        self.state = state(self.outbox.as_ref(), &identity)?;
+        self.state = home::dir(self.outbox.as_ref(), &identity)?;
         if change {
-            let top = make(&self.state)?;
+            let top = home::make(&self.state)?;
             if self.outbox.is_none() {
                 let lock = Lock::take(top.as_fd(), "lock", Hold::Exclusive, self.session.wait, self.shown)?;
                 lock.sign(&Holder::me())?;
@@ -160,71 +156,5 @@ impl<'a> Visit<'a> {
             return Err(anyhow!("{}: {:#}", bad.path(), bad.error).context("cannot tell what waits to be sent there"));
         }
         Ok(listing.dumps.into_iter().map(|entry| entry.dump.stem).collect())
-    }
-}
-
-/// How much may cross; `None` without a limit.
-fn left(session: &Session, place: &Place, outbox: Option<&Outbox>) -> Result<Option<i128>> {
-    let Some(dest) = &place.dest else { return Ok(None) };
-    let Some(outbox) = outbox else {
-        // No ledger tells what was used before.
-        return Ok(dest.limits.iter().map(|limit| i128::from(limit.bytes)).min());
-    };
-    let caps = pass::caps(session, dest, outbox)?;
-    let tightest = caps.iter().map(|cap| (i128::from(cap.limit.bytes) - i128::from(cap.used), cap.limit));
-    match tightest.min_by_key(|(left, _)| *left) {
-        Some((left, limit)) if left < LEAST => Err(anyhow!("too little is left of {}", show_limit(limit))),
-        tightest => Ok(tightest.map(|(left, _)| left)),
-    }
-}
-
-/// The identity of the far side; refuses (exit 4) one that has none, or another than is expected.
-pub fn right_one(far: &Far, expected: Option<&Identity>) -> Result<Identity> {
-    match (identity::fetch(far)?, expected) {
-        (Some(there), None) => Ok(there),
-        (Some(there), Some(expected)) if there.id == expected.id => Ok(there),
-        (Some(there), Some(expected)) => Err(Kind::Refused
-            .says(format!("this is another far side: it says {} and should say {}", there.id, expected.id))),
-        (None, Some(_)) => {
-            Err(Kind::Refused.says(format!("the far side has no {FILE}: is it not mounted, or was it emptied?")))
-        }
-        (None, None) => Err(Kind::Refused.says(format!(
-            "the far side has no {FILE}, so nothing shows that it is a store of bak's: bak-sync --init gives it one"
-        ))),
-    }
-}
-
-/// Where it is kept what is known of a far side: with its outbox, or where programs keep what can be fetched again.
-fn state(outbox: Option<&Outbox>, identity: &Identity) -> Result<PathBuf> {
-    if !is_component(&identity.id) {
-        return Err(Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote")));
-    }
-    let base = match outbox {
-        Some(outbox) => outbox.store.path().join(BAK).join("far"),
-        None => caches()?.join("bak"),
-    };
-    Ok(base.join(&identity.id))
-}
-
-fn caches() -> Result<PathBuf> {
-    let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(path) = of("XDG_CACHE_HOME") {
-        return Ok(path);
-    }
-    if rustix::process::geteuid().is_root() {
-        return Ok("/var/cache".into());
-    }
-    let home = of("HOME").ok_or_else(|| Kind::Usage.says("no HOME: set XDG_CACHE_HOME, or name the outbox"))?;
-    Ok(home.join(".cache"))
-}
-
-/// Makes a directory of ours, and opens it.
-fn make(path: &Path) -> Result<File> {
-    fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let top = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let stat = rustix::fs::fstat(&top).context("cannot look at a directory")?;
-    match fsio::foreign(&stat) {
-        Some(why) => Err(Kind::Refused.says(format!("{} {why}", path.display()))),
-        None => Ok(top),
     }
 }

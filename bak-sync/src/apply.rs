@@ -28,8 +28,8 @@ use crate::plan;
 use crate::progress::Turn;
 use crate::share::{self, Budget};
 use crate::summary::Tally;
-use crate::timetable::Timetable;
 use crate::until;
+use bak_common::timetable::Timetable;
 
 #[derive(Debug)]
 pub struct Options {

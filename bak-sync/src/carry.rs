@@ -5,9 +5,9 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::far::{Bounds, FarFile, Fetched, LimitReached, Ran, TimeIsUp, refused};
-use bak_common::ledger::{Attempt, Line};
 use bak_common::meter::Wire;
 use bak_common::outbox::Outbox;
+pub use bak_common::pass::Noted;
 use bak_common::record::{Dump, FileEntry};
 use bak_common::report::Kind;
 use bak_common::stop::{self, Stopped};
@@ -24,11 +24,6 @@ use crate::progress::Bar;
 use crate::share::LEAST;
 use crate::until;
 use crate::way::{Way, at_once, block_size, way};
-
-/// A running attempt is noted in the ledger after so many bytes, or so much time, whichever comes first. With the meter's
-/// own lead (47 MiB) a crash forgets less than 64 MiB.
-const NOTED_EVERY: u64 = 16 << 20;
-const NOTED_AFTER: Duration = Duration::from_secs(2);
 
 /// Waits before the line is tried again: this long, then twice as long each time, up to a minute.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -302,6 +297,13 @@ impl Pass<'_> {
         if !there.same(dump) {
             bail!("another dump is there under its name: nothing is overwritten");
         }
+        if let Some(why) = there.verdict() {
+            bail!(
+                "its copy over there is no good: {why}; `bak-prune --dest {} {}` removes that, and then it is sent again",
+                self.dest.name,
+                dump.id
+            );
+        }
         match plan::missing(dump, place, text.len(), &self.listing) {
             Some(why) => {
                 bail!("its sidecar is over there, but {why}: remove that sidecar there, and it will be sent again")
@@ -381,33 +383,6 @@ impl Pass<'_> {
             bar.at(wire);
             noted.at(ledger, wire)
         }
-    }
-}
-
-/// A running attempt's line in the ledger, written anew as it goes on.
-pub struct Noted {
-    line: Attempt,
-    begun: Instant,
-    /// How much was noted last, and when.
-    bytes: u64,
-    when: Instant,
-}
-
-impl Noted {
-    pub fn new(line: Attempt, begun: Instant) -> Self {
-        Self { line, begun, bytes: 0, when: Instant::now() }
-    }
-
-    /// So much has crossed.
-    pub fn at(&mut self, ledger: &mut bak_common::ledger::Writer, wire: Wire) -> Result<()> {
-        let so_far = wire.both();
-        if so_far >= self.bytes + NOTED_EVERY || (so_far > self.bytes && self.when.elapsed() >= NOTED_AFTER) {
-            (self.bytes, self.when) = (so_far, Instant::now());
-            let line = &mut self.line;
-            (line.wire_out, line.wire_in, line.seconds) = (wire.out, wire.into, self.begun.elapsed().as_secs());
-            ledger.append(&Line::Attempt(line.clone()))?;
-        }
-        Ok(())
     }
 }
 

@@ -16,8 +16,8 @@ use crate::identity;
 use crate::reconcile;
 use crate::show::{Row, table};
 use crate::summary;
-use crate::timetable::{Timetable, minute};
 use crate::until;
+use bak_common::timetable::{Timetable, minute};
 
 const EXAMPLES: &str = "\
 Examples:

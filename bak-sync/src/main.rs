@@ -14,7 +14,6 @@ mod share;
 mod show;
 mod slices;
 mod summary;
-mod timetable;
 mod together;
 mod turns;
 mod until;

@@ -19,7 +19,7 @@ use crate::meter::{Throttle, Wire};
 /// What is copied at once, in bytes: between two of them the limit, the rate and the watcher are looked at.
 const CHUNK: usize = 256 << 10;
 
-const LONG: Bounds = Bounds { lock: None, at_most: None, silent: 0, long: true };
+const LONG: Bounds = Bounds { lock: None, at_most: None, silent: 0, long: true, inward: false };
 
 /// A slice of a file on its way to a mounted far side.
 #[derive(Clone, Copy, Debug)]

@@ -24,3 +24,19 @@ pub fn fetch(far: &Far) -> Result<Option<Identity>> {
         Fetched::Missing => Ok(None),
     }
 }
+
+/// The identity of the far side; refuses (exit 4) one that has none, or another than is expected.
+pub fn right_one(far: &Far, expected: Option<&Identity>) -> Result<Identity> {
+    match (fetch(far)?, expected) {
+        (Some(there), None) => Ok(there),
+        (Some(there), Some(expected)) if there.id == expected.id => Ok(there),
+        (Some(there), Some(expected)) => Err(Kind::Refused
+            .says(format!("this is another far side: it says {} and should say {}", there.id, expected.id))),
+        (None, Some(_)) => {
+            Err(Kind::Refused.says(format!("the far side has no {FILE}: is it not mounted, or was it emptied?")))
+        }
+        (None, None) => Err(Kind::Refused.says(format!(
+            "the far side has no {FILE}, so nothing shows that it is a store of bak's: bak-sync --init gives it one"
+        ))),
+    }
+}

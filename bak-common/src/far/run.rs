@@ -115,6 +115,9 @@ impl Far {
         let mut local = Wire::default();
         let (metered, before) = (self.metered(), self.traffic().wire);
         counts.set_speed(self.speed());
+        if bounds.inward {
+            counts.govern_inward();
+        }
         self.position.store(0, Relaxed);
         let mut ending: Option<(End, Instant)> = None;
         let finished = program.run_with(|event| {

@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use super::Visit;
 use super::drop::{Dropped, Drops, Fate, Files, Known, below};
-use super::{Visit, make};
+use bak_common::far::home::make;
 
 /// So many dumps are removed together: two runs that remove, and two that look.
 const BATCH: usize = 500;

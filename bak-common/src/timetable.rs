@@ -5,9 +5,9 @@
 //! next entry of whichever day. Times are those of the wall clock, so on the nights when that is set an entry that it
 //! leaves out holds from the change on, and one that it shows twice from the first time on.
 
+use crate::meter::Speed;
+use crate::units;
 use anyhow::{Context, Result, bail, ensure};
-use bak_common::meter::Speed;
-use bak_common::units;
 use chrono::{Datelike, NaiveDateTime, Timelike};
 
 /// A speed for each moment of a week.

@@ -1,0 +1,48 @@
+//! Where it is kept here what is known of a far side, or was fetched from it: with its outbox, or where programs keep what
+//! can be fetched again.
+
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::identity::FILE;
+use crate::fsio;
+use crate::name::is_component;
+use crate::outbox::{Identity, Outbox};
+use crate::report::Kind;
+use crate::store::BAK;
+
+/// The directory of a far side with this identity; it need not be there.
+pub fn dir(outbox: Option<&Outbox>, identity: &Identity) -> Result<PathBuf> {
+    if !is_component(&identity.id) {
+        return Err(Kind::Refused.says(format!("the file {FILE} over there is not one that --init wrote")));
+    }
+    let base = match outbox {
+        Some(outbox) => outbox.store.path().join(BAK).join("far"),
+        None => caches()?.join("bak"),
+    };
+    Ok(base.join(&identity.id))
+}
+
+fn caches() -> Result<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(path) = of("XDG_CACHE_HOME") {
+        return Ok(path);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/cache".into());
+    }
+    let home = of("HOME").ok_or_else(|| Kind::Usage.says("no HOME: set XDG_CACHE_HOME, or name the outbox"))?;
+    Ok(home.join(".cache"))
+}
+
+/// Makes a directory of ours, and opens it.
+pub fn make(path: &Path) -> Result<File> {
+    fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let top = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let stat = rustix::fs::fstat(&top).context("cannot look at a directory")?;
+    match fsio::foreign(&stat) {
+        Some(why) => Err(Kind::Refused.says(format!("{} {why}", path.display()))),
+        None => Ok(top),
+    }
+}
