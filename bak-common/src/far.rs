@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::lock::Lock;
-use crate::meter::{Speed, Wire};
+use crate::meter::{self, Speed, Wire};
 use crate::report::Kind;
 
 mod append;
@@ -220,6 +220,11 @@ impl Far {
     /// something large bounds it by itself. None for no limit.
     pub fn limit(&self, bytes: Option<i128>) {
         self.traffic().left = bytes;
+    }
+
+    /// Whether too little is left of the limit to get anywhere.
+    pub fn is_spent(&self) -> bool {
+        self.traffic().left.is_some_and(|left| left < i128::from(meter::GRACE))
     }
 
     pub fn is_limited(&self) -> bool {

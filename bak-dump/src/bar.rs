@@ -4,6 +4,7 @@ use anyhow::Result;
 use bak_common::args::Session;
 use bak_common::name::printable;
 use bak_common::record::Dump;
+use bak_common::stop;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -19,9 +20,10 @@ pub fn bar(session: &Session, dump: &Dump) -> ProgressBar {
     bar
 }
 
-/// Shows on `bar` how far a step has come.
+/// Shows on `bar` how far a step has come, and ends it when we are asked to end.
 pub fn step(bar: &ProgressBar, what: &'static str) -> impl Fn(Progress) -> Result<()> + Sync {
     move |progress: Progress| {
+        stop::check()?;
         bar.set_message(what);
         bar.set_position((progress.done * 1000.0) as u64);
         Ok(())

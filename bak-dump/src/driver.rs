@@ -116,6 +116,8 @@ pub struct Order<'a> {
     pub force: bool,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// The files are here. Else they are still to be fetched, and only what needs no look into them is planned.
+    pub there: bool,
     pub tick: &'a (dyn Fn(Progress) -> Result<()> + Sync),
 }
 

@@ -127,8 +127,9 @@ fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
                 let store = Store::open(&path)?;
                 Read { listing: store.list(), path: store.path().to_owned() }
             }
-            Origin::Far { url, shown, access } => {
-                let access = cli.reach.access(&access);
+            Origin::Far(place) => {
+                let (url, shown) = (place.url, place.shown);
+                let access = cli.reach.access(&place.dest.access);
                 let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
                 let listing = Far::open(url, &access, scratch.path()).and_then(|far| far.dumps(&shown));
                 Read { listing: listing.with_context(|| format!("cannot list {shown}"))?, path: shown.into() }

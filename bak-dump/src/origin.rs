@@ -1,62 +1,95 @@
-//! Where dumps are read from: a directory, or a destination whose far side is mounted here.
+//! Where dumps are read from: a directory, or a far side that rsync reaches.
 
 use anyhow::Result;
-use bak_common::args::{Places, Session};
-use bak_common::config::Dest;
-use bak_common::far::{Access, Url};
+use bak_common::args::{Destination, Places, Session};
+use bak_common::far::Url;
 use bak_common::jsonl::Writer;
-use bak_common::name::printable;
 use bak_common::record::Dump;
 use bak_common::report::Kind;
-use bak_common::store::{Entry, Listing, Store};
+use bak_common::store::{Entry, Listing};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A place that dumps are read from.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Origin {
     Dir(PathBuf),
-    Far { url: Url, shown: String, access: Access },
+    Far(Box<FarPlace>),
 }
 
-/// What is meant by `text`: a destination, if one is called so, a far side, or a directory.
+/// A far side that is no path on this machine.
+#[derive(Debug)]
+pub struct FarPlace {
+    pub url: Url,
+    /// As the user writes it.
+    pub shown: String,
+    /// What is known of it here. Its outbox need not be there.
+    pub dest: Destination,
+    /// The outbox is this place's: it was said, and not only guessed.
+    pub sure: bool,
+}
+
+/// What is meant by `text`: a directory, a destination, if one is called so, or a far side by its url.
 pub fn origin(text: &Path, places: &Places, session: &Session) -> Result<Origin> {
     let Some(name) = text.to_str() else { return Ok(Origin::Dir(text.to_owned())) };
     if text.is_dir() {
         return Ok(Origin::Dir(text.to_owned()));
     }
-    let given = places.dest.iter().filter_map(|dest| dest.split_once('='));
-    let given = given.filter(|(dest, _)| *dest == name).map(|(_, url)| Some(url)).next();
-    let known = session.config.dest.iter().find(|dest| dest.name == name);
-    let url = match given.or_else(|| known.map(|dest| dest.url.as_deref())) {
-        None => name,
-        Some(Some(url)) => url,
-        Some(None) => return Err(Kind::Usage.says(format!("the destination {name} has no url"))),
+    let given = places.dest.iter().find(|dest| dest.split_once('=').is_some_and(|(dest, _)| dest == name));
+    let known = |named: &str| session.config.dest.iter().any(|dest| dest.name == named);
+    if given.is_some() || known(name) {
+        let dest = destination(given.map_or(name, String::as_str), places, session)?;
+        return at(dest, true);
+    }
+    let url = match Url::parse(name)? {
+        Url::Path(_) => return Ok(Origin::Dir(name.into())),
+        url => url,
     };
-    let access = |dest: &Dest| Access { ssh: dest.ssh.clone(), password_file: dest.password_file.clone() };
-    let access = known.map(access).unwrap_or_default();
-    match Url::parse(url)? {
-        Url::Path(_) => Ok(Origin::Dir(url.into())),
-        url_there => Ok(Origin::Far { url: url_there, shown: url.to_owned(), access }),
+    let same = |text: &Option<String>| text.as_deref().and_then(|text| Url::parse(text).ok()).as_ref() == Some(&url);
+    match session.config.dest.iter().find(|dest| same(&dest.url)) {
+        Some(dest) => at(destination(&dest.name, places, session)?, true),
+        None => at(destination(&format!("default={name}"), places, session)?, places.outbox.is_some()),
     }
 }
 
-/// The directory meant by `text`, for programs that read files in place.
-pub fn dir(text: &Path, places: &Places, session: &Session) -> Result<PathBuf> {
-    match origin(text, places, session)? {
-        Origin::Dir(path) => Ok(path),
-        Origin::Far { shown, .. } => Err(Kind::Usage
-            .says(format!("{} is not a path on this machine: mount it and name the directory", printable(&shown)))),
+/// All destinations that are known, in their order, by name; those without a url are none to read from.
+pub fn destinations(places: &Places, session: &Session) -> Result<Vec<(String, Origin)>> {
+    let given = places.dest.iter().map(|text| match Url::parse(text) {
+        Ok(_) if !text.contains('=') && text.contains(['/', ':']) => format!("default={text}"),
+        _ => text.clone(),
+    });
+    let mut texts: Vec<String> = given.collect();
+    if texts.is_empty() {
+        texts = session.config.dest.iter().filter(|dest| dest.url.is_some()).map(|dest| dest.name.clone()).collect();
     }
+    let named = |text: String| {
+        let dest = destination(&text, places, session)?;
+        Ok((dest.name.clone(), at(dest, true)?))
+    };
+    texts.into_iter().map(named).collect()
 }
 
-/// The store that dumps are read from in place: what `--from` names, else the local one.
-pub fn store(from: Option<&Path>, places: &Places, session: &Session) -> Result<Store> {
-    Store::open(&match from {
-        Some(from) => dir(from, places, session)?,
-        None => places.store(&session.config)?,
-    })
+/// A destination as `--dest` names it. Its outbox may be nowhere.
+fn destination(text: &str, places: &Places, session: &Session) -> Result<Destination> {
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    let store = places.store.clone().or_else(|| session.config.store.clone());
+    let known = session.config.dest.iter().any(|dest| dest.name == name && dest.outbox.is_some());
+    let nowhere = if known || store.is_some() { None } else { Some(PathBuf::new()) };
+    let one = Places { store, outbox: places.outbox.clone().or(nowhere), dest: vec![text.to_owned()] };
+    // One was named.
+    let dest = one.destinations(&session.config, &[])?.pop();
+    dest.ok_or_else(|| Kind::Usage.says("there is no such destination"))
+}
+
+fn at(dest: Destination, sure: bool) -> Result<Origin> {
+    let Some(shown) = dest.url.clone() else {
+        return Err(Kind::Usage.says(format!("the destination {} has no url", dest.name)));
+    };
+    match Url::parse(&shown)? {
+        Url::Path(_) => Ok(Origin::Dir(shown.into())),
+        url => Ok(Origin::Far(Box::new(FarPlace { url, shown, dest, sure }))),
+    }
 }
 
 /// What a record on standard input says of a dump that we don't know: it is passed on.

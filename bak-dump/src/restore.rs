@@ -1,16 +1,17 @@
-//! bak-restore: brings dumps back, from the store or from an off-site copy that is mounted here.
+//! bak-restore: brings dumps back, from the store or from an off-site copy.
 //!
-//! In this order, for each dump: plan (which looks at everything that could refuse it), check every file against its
-//! SHA-256, and only then let the driver write. No lock is taken: dumps are immutable, and one that is removed meanwhile
-//! fails its check.
+//! In this order, for each dump: plan (which looks at everything that could refuse it), fetch its files if they are not here,
+//! check every file against its SHA-256, plan again what only they could tell, and only then let the driver write. No lock
+//! is taken on a store: dumps are immutable, and one that is removed meanwhile fails its check.
 
 use anyhow::{Result, anyhow, bail};
 use bak_common::args::{Common, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{GuestName, printable};
-use bak_common::record::{Record, to_line};
+use bak_common::record::{Dump, Record, to_line};
 use bak_common::report::{Kind, status};
-use bak_common::store::{Entry, Listing, Store};
+use bak_common::stop;
+use bak_common::store::{Entry, Listing, Store, Unreadable};
 use bak_common::table::table;
 use bak_common::units::show_size;
 use clap::{Parser, ValueEnum};
@@ -21,7 +22,13 @@ use std::path::PathBuf;
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
 use crate::driver::{self, Order, Progress, image};
-use crate::{origin, pick};
+use crate::fetch::{Budget, FetchArgs};
+use crate::origin;
+use crate::pick::{self, Picked};
+use crate::place::Place;
+use sources::Sources;
+
+mod sources;
 
 /// Bring dumps back
 ///
@@ -31,6 +38,9 @@ use crate::{origin, pick};
 ///
 /// Without --to each image goes back to where it came from, in the format that its source had. With --to it stays in the
 /// format of the dump, unless --format is given or the file named ends in .raw or .qcow2.
+///
+/// What is not in the store is fetched from the first destination that has it, or from where --from says: over ssh or from
+/// a daemon, so that a broken line costs nothing but the time. That is never refused by a limit, but counted in the ledger.
 #[derive(Parser, Debug)]
 #[command(name = "bak-restore", version, after_help = HELP)]
 struct Cli {
@@ -38,8 +48,9 @@ struct Cli {
     /// before TIME (2026-11-20T01:00:00Z); - for dump records on standard input
     #[arg(value_name = "ID|VM[@latest|@TIME]")]
     dumps: Vec<String>,
-    /// Take dumps from this store: a directory, or a destination that is mounted [default: --store]
-    #[arg(long, value_name = "STORE")]
+    /// Take dumps from here only: a directory, a destination by name, [user@]host:path, or rsync://[user@]host/module [default:
+    /// --store, then the destinations in their order]
+    #[arg(long, value_name = "STORE|DEST")]
     from: Option<PathBuf>,
     /// Call the guest so
     #[arg(long = "as", value_name = "NEWVM", value_parser = |text: &str| GuestName::new(text))]
@@ -54,6 +65,8 @@ struct Cli {
     /// Replace what is there
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    fetch: FetchArgs,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -70,17 +83,20 @@ const HELP: &str = "\
 Examples:
   bak-restore web@latest --store /var/lib/vz/dump --to /var/tmp
   bak-restore web@2026-11-20T01:00:00Z --from /mnt/box --to web.raw --format raw -n
+  bak-restore web --from backup@box:/srv/bak --to /var/tmp --bwlimit 20Mbit
   bak-list /mnt/box --latest --json | bak-restore --from /mnt/box --to /srv/images -
 
 Exit status:
   0  done
-  1  some dumps could not be brought back: unknown, not good, damaged, no space
+  1  some dumps could not be brought back: unknown, not good, damaged, no space, the line broke
   2  wrong usage, configuration or input, or a name that several guests have had
-  3  another bak-restore writes the same file
-  4  a file is there already, or is in use";
+  3  another bak-restore writes the same file, or fetches from the same place
+  4  a file is there already, or is in use; or the far side is not the one that it should be";
 
 /// One dump to be brought back.
 struct Wanted {
+    /// Which of the sources has it.
+    at: usize,
     entry: Entry,
     /// What records on standard input said beyond what we know.
     more: Map<String, Value>,
@@ -89,78 +105,105 @@ struct Wanted {
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-restore")?;
-    let store = origin::store(cli.from.as_deref(), &cli.places, &session)?;
-    let listing = store.list();
+    let mut sources = Sources::new(&session, cli.from.as_deref(), &cli.places, &cli.fetch, Budget::Counted)?;
     if cli.common.check_config {
-        origin::check_config(&session, &[&listing])?;
+        origin::check_config(&session, &[sources.first()?.listing()])?;
     } else {
-        let wanted = wanted(&cli, &session, &store, &listing)?;
-        restore_all(&cli, &session, &store, wanted)?;
+        let said = said(&cli, &session)?;
+        if sources.may_be_far() {
+            stop::heed()?;
+        }
+        sources.must_be_reached()?;
+        let wanted = wanted(&cli, &session, &mut sources, said)?;
+        restore_all(&cli, &session, &mut sources, wanted)?;
     }
     Ok(session.report.finish(|n| format!("{n} failed; see above")))
 }
 
-/// Finds all that was asked for, each once. What is not there is reported; what is ambiguous ends the run before
-/// anything is done.
-fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Result<Vec<Wanted>> {
+/// The dumps that records on standard input name, if it is to be read.
+fn said(cli: &Cli, session: &Session) -> Result<Vec<Dump>> {
     if cli.dumps.is_empty() {
         return Err(Kind::Usage.says("say which: dump ids, guests, or - for records on standard input (see --help)"));
     }
+    let mut dumps = Vec::new();
+    if cli.dumps.iter().any(|text| text == "-") {
+        for record in read_all(&session.report, session.dry_run)? {
+            match record {
+                Record::Dump(said) => dumps.push(*said),
+                Record::Guest(_) => {
+                    let why = anyhow!("a record of a guest: bak-restore wants dumps");
+                    session.report.fail("standard input", &why);
+                }
+            }
+        }
+    }
+    Ok(dumps)
+}
+
+/// Finds all that was asked for, each once. What is not there is reported; what is ambiguous ends the run before
+/// anything is done.
+fn wanted(cli: &Cli, session: &Session, sources: &mut Sources, said: Vec<Dump>) -> Result<Vec<Wanted>> {
     let mut found: Vec<Wanted> = Vec::new();
-    let mut add = |entry: &Entry, more: Map<String, Value>| {
+    let mut add = |at: usize, entry: Entry, more: Map<String, Value>| {
         match found.iter_mut().find(|w| w.entry.dump.id == entry.dump.id) {
             Some(known) => more.into_iter().for_each(|(key, value)| _ = known.more.entry(key).or_insert(value)),
-            None => found.push(Wanted { entry: entry.clone(), more }),
+            None => found.push(Wanted { at, entry, more }),
         };
     };
     let mut doubtful = HashSet::new();
     for text in cli.dumps.iter().filter(|text| *text != "-") {
-        let asked = text;
-        match pick::pick(listing, text) {
-            Ok(picked) => {
-                add(picked.entry, Map::new());
-                if let Some(bad) = picked.passed {
+        let picked = |listing: &Listing| {
+            let Picked { entry, newest, passed } = pick::pick(listing, text)?;
+            Ok((entry.clone(), newest, passed.cloned()))
+        };
+        match sources.find(picked) {
+            Ok((at, (entry, newest, passed))) => {
+                if let Some(bad) = passed {
                     let (id, why) = (&bad.dump.id, bad.fault.as_deref().unwrap_or_default());
-                    let text = format!("{id} is newer and not good ({why}): {} is taken", picked.entry.dump.id);
-                    session.report.warn(asked, &text);
+                    let warning = format!("{id} is newer and not good ({why}): {} is taken", entry.dump.id);
+                    session.report.warn(text, &warning);
                 }
-                if picked.newest {
-                    doubtful.insert(&picked.entry.dump.vm);
+                if newest {
+                    doubtful.insert((at, entry.dump.vm.clone()));
                 }
+                add(at, entry, Map::new());
             }
             Err(error) if status(&error) == Kind::Usage as u8 => return Err(error),
             Err(error) => session.report.fail(text, &error),
         }
     }
-    if cli.dumps.iter().any(|text| text == "-") {
-        for record in read_all(&session.report, session.dry_run)? {
-            let Record::Dump(said) = record else {
-                session.report.fail("standard input", &anyhow!("a record of a guest: bak-restore wants dumps"));
-                continue;
-            };
-            match pick::by_id(listing, &said.id) {
-                Ok(entry) => add(entry, origin::unknown(entry, *said)),
-                Err(error) => session.report.fail(said.id.as_str(), &error),
+    for said in said {
+        match sources.find(|listing| pick::by_id(listing, &said.id).cloned()) {
+            Ok((at, entry)) => {
+                let more = origin::unknown(&entry, said);
+                add(at, entry, more);
             }
+            Err(error) => session.report.fail(said.id.as_str(), &error),
         }
     }
     // Where the newest dump was asked for, a sidecar that cannot be read may have been newer still. An id that was not
     // found may be one of these too.
     let failed = session.report.failed() > 0;
-    for bad in &listing.unreadable {
-        if failed || doubtful.iter().any(|vm| bad.may_concern(vm)) {
-            let path = store.path().join(bad.path());
-            session.report.fail(&path.display().to_string(), &anyhow!("{:#}", bad.error));
+    for (at, place) in sources.opened() {
+        let concerns = |bad: &Unreadable| doubtful.iter().any(|(of, vm)| *of == at && bad.may_concern(vm));
+        for bad in place.listing().unreadable.iter().filter(|bad| failed || concerns(bad)) {
+            session.report.fail(&format!("{}/{}", place.shown(), bad.path()), &anyhow!("{:#}", bad.error));
         }
     }
-    let images = found.iter().any(|wanted| wanted.entry.dump.driver == image::NAME);
-    if images && cli.from.is_some() && cli.to.is_none() {
+    fits(cli, sources, &found)?;
+    Ok(found)
+}
+
+/// Refuses what cannot be meant, before anything is done.
+fn fits(cli: &Cli, sources: &Sources, found: &[Wanted]) -> Result<()> {
+    let is_image = |wanted: &&Wanted| wanted.entry.dump.driver == image::NAME;
+    if cli.to.is_none() && found.iter().filter(is_image).any(|wanted| !sources.is_own(wanted.at)) {
         // Where a sidecar of our own says is fine; a copy from elsewhere must not choose what is written here.
         return Err(
             Kind::Usage.says("say where to write by --to: a place other than the local store does not decide that")
         );
     }
-    let one_file = images && cli.to.as_ref().is_some_and(|to| !to.is_dir());
+    let one_file = found.iter().any(|wanted| is_image(&wanted)) && cli.to.as_ref().is_some_and(|to| !to.is_dir());
     if found.len() > 1 && (cli.new_name.is_some() || one_file) {
         return Err(Kind::Usage.says(format!(
             "{} dumps cannot all {}",
@@ -168,16 +211,16 @@ fn wanted(cli: &Cli, session: &Session, store: &Store, listing: &Listing) -> Res
             if one_file { "be written to one file: --to must be a directory" } else { "get one name (--as)" }
         )));
     }
-    Ok(found)
+    Ok(())
 }
 
-fn restore_all(cli: &Cli, session: &Session, store: &Store, wanted: Vec<Wanted>) -> Result<()> {
+fn restore_all(cli: &Cli, session: &Session, sources: &mut Sources, wanted: Vec<Wanted>) -> Result<()> {
     let mut out = Writer::stdout();
     let mut rows = Vec::new();
     let mut written = HashSet::new();
-    for Wanted { entry, more } in wanted {
+    for Wanted { at, entry, more } in wanted {
         let id = entry.dump.id.as_str();
-        match restore(cli, session, store, &entry, &mut written) {
+        match restore(cli, session, sources.place(at)?, &entry, &mut written) {
             Ok(paths) => {
                 let mut dump = entry.dump.clone();
                 dump.planned = session.dry_run;
@@ -197,6 +240,9 @@ fn restore_all(cli: &Cli, session: &Session, store: &Store, wanted: Vec<Wanted>)
             }
             Err(error) => session.report.fail(id, &error),
         }
+        if stop::caught().is_some() {
+            break;
+        }
     }
     if session.table && !session.quiet && !rows.is_empty() {
         let to = if session.dry_run { "would be written to" } else { "written to" };
@@ -210,61 +256,150 @@ fn restore_all(cli: &Cli, session: &Session, store: &Store, wanted: Vec<Wanted>)
 fn restore(
     cli: &Cli,
     session: &Session,
-    store: &Store,
+    place: &mut Place,
     entry: &Entry,
     written: &mut HashSet<String>,
 ) -> Result<Vec<String>> {
     let bar = bar(session, &entry.dump);
-    let dir = store.path().join(&entry.place);
-    let files: Vec<PathBuf> = entry.dump.files.iter().map(|file| dir.join(&file.name)).collect();
-    let format = cli.format.and_then(|format| format.to_possible_value());
-    let (planning, checking, writing) = (step(&bar, "planning"), step(&bar, "checking"), step(&bar, "writing"));
-    let order = |dry_run, tick| Order {
-        dump: &entry.dump,
-        files: &files,
-        name: cli.new_name.as_ref(),
-        to: cli.to.as_deref(),
-        format: format.as_ref().map(|value| value.get_name()),
-        force: cli.force,
-        dry_run,
-        tick,
+    let work = Work { cli, session, bar: &bar };
+    let source = match place {
+        Place::Here { store, .. } => {
+            let planned = work.plan(store, entry, true, written)?;
+            if session.dry_run {
+                written.extend(planned.iter().cloned());
+                return Ok(planned);
+            }
+            work.check(store, entry)?;
+            return work.write(store, entry, written);
+        }
+        Place::There(source) => source,
     };
-    let planned = by_driver(session, &order(true, &planning))?;
-    if let Some(twice) = planned.iter().find(|path| written.contains(*path)) {
-        bail!("{twice} was written by this run already, from another dump");
-    }
+    // What could refuse it is looked at before anything crosses the line.
+    let planned = work.plan_unfetched(source.work(), entry, written)?;
     if session.dry_run {
         written.extend(planned.iter().cloned());
         return Ok(planned);
     }
-    check_files(session, store, entry, &checking)?;
-    let made = by_driver(session, &order(false, &writing))?;
-    written.extend(made.iter().cloned());
-    bar.finish_and_clear();
-    Ok(made)
+    let kept = |source: &crate::fetch::Source| {
+        let text =
+            format!("what was fetched is kept in {}: the same command goes on from there", source.work().display());
+        session.report.warn(entry.dump.id.as_str(), &text);
+    };
+    let copy = source.fetch(entry, &step(&bar, "fetching")).inspect_err(|_| kept(source))?;
+    if let Err(error) = work.judge(entry, copy.compared.clone()) {
+        // Nothing is won by keeping it.
+        copy.remove();
+        return Err(error.context(format!("was fetched from {}, and is no good", source.shown())));
+    }
+    let written =
+        work.plan(&copy.store, &copy.entry, true, written).and_then(|_| work.write(&copy.store, &copy.entry, written));
+    match &written {
+        Ok(_) => copy.remove(),
+        Err(_) => kept(source),
+    }
+    written
+}
+
+/// What it takes to bring one dump back.
+struct Work<'a> {
+    cli: &'a Cli,
+    session: &'a Session,
+    bar: &'a indicatif::ProgressBar,
+}
+
+impl Work<'_> {
+    /// Says what would be made of a dump that lies in `store`.
+    fn plan(&self, store: &Store, entry: &Entry, there: bool, written: &HashSet<String>) -> Result<Vec<String>> {
+        self.planned(files(&store.path().join(&entry.place), entry), entry, there, written)
+    }
+
+    /// The same of one that is still to be fetched into `dir`.
+    fn plan_unfetched(&self, dir: &std::path::Path, entry: &Entry, written: &HashSet<String>) -> Result<Vec<String>> {
+        self.planned(files(&dir.join(&entry.place), entry), entry, false, written)
+    }
+
+    fn planned(
+        &self,
+        files: Vec<PathBuf>,
+        entry: &Entry,
+        there: bool,
+        written: &HashSet<String>,
+    ) -> Result<Vec<String>> {
+        let planned = self.drive(&files, entry, true, there, &step(self.bar, "planning"))?;
+        if let Some(twice) = planned.iter().find(|path| written.contains(*path)) {
+            bail!("{twice} was written by this run already, from another dump");
+        }
+        Ok(planned)
+    }
+
+    /// Compares every file with the dump's record, whole.
+    fn check(&self, store: &Store, entry: &Entry) -> Result<()> {
+        self.judge(entry, compare(store, entry, true, &step(self.bar, "checking"))?)
+    }
+
+    fn judge(&self, entry: &Entry, compared: Compared) -> Result<()> {
+        match compared {
+            Compared::Differs(why) => bail!("{why}"),
+            Compared::Same { unhashed } => {
+                for name in unhashed {
+                    let text = format!("{name} has no SHA-256 in its record: only its size was checked");
+                    self.session.report.warn(entry.dump.id.as_str(), &text);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&self, store: &Store, entry: &Entry, written: &mut HashSet<String>) -> Result<Vec<String>> {
+        let files = files(&store.path().join(&entry.place), entry);
+        let made = self.drive(&files, entry, false, true, &step(self.bar, "writing"))?;
+        written.extend(made.iter().cloned());
+        self.bar.finish_and_clear();
+        Ok(made)
+    }
+
+    /// Has the driver that made the dump bring it back, or say what it would do.
+    fn drive(
+        &self,
+        files: &[PathBuf],
+        entry: &Entry,
+        dry_run: bool,
+        there: bool,
+        tick: &(dyn Fn(Progress) -> Result<()> + Sync),
+    ) -> Result<Vec<String>> {
+        let cli = self.cli;
+        let format = cli.format.and_then(|format| format.to_possible_value());
+        by_driver(
+            self.session,
+            &Order {
+                dump: &entry.dump,
+                files,
+                name: cli.new_name.as_ref(),
+                to: cli.to.as_deref(),
+                format: format.as_ref().map(|value| value.get_name()),
+                force: cli.force,
+                dry_run,
+                there,
+                tick,
+            },
+        )
+    }
+}
+
+fn files(dir: &std::path::Path, entry: &Entry) -> Vec<PathBuf> {
+    entry.dump.files.iter().map(|file| dir.join(&file.name)).collect()
 }
 
 /// Has the driver that made the dump bring it back.
 fn by_driver(session: &Session, order: &Order) -> Result<Vec<String>> {
-    let name = &order.dump.driver;
-    let driver = driver::find(name, &session.config).map_err(|error| {
-        anyhow!("it was made by the driver `{}`, which cannot be used here: {error:#}", printable(name))
-    })?;
-    driver.restore(order)
+    find_driver(session, &order.dump.driver)?.restore(order)
 }
 
-/// Compares every file with the dump's record, whole.
-fn check_files(session: &Session, store: &Store, entry: &Entry, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
-    match compare(store, entry, true, tick)? {
-        Compared::Differs(why) => bail!("{why}"),
-        Compared::Same { unhashed } => {
-            for name in unhashed {
-                let text = format!("{name} has no SHA-256 in its record: only its size was checked");
-                session.report.warn(entry.dump.id.as_str(), &text);
-            }
-            Ok(())
-        }
-    }
+/// The driver that made a dump.
+fn find_driver(session: &Session, name: &str) -> Result<Box<dyn driver::Driver>> {
+    driver::find(name, &session.config).map_err(|error| {
+        anyhow!("it was made by the driver `{}`, which cannot be used here: {error:#}", printable(name))
+    })
 }
 
 #[cfg(test)]

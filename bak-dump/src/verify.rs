@@ -3,31 +3,39 @@
 //! A verdict is only as good as what was looked at, so it says what that was. What could not be read or run proves nothing:
 //! that is `unknown`, and a failure of its own. With `--mark` a verdict goes into the sidecar, and a bad dump is good for
 //! nothing from then on, until a later run finds it good: it does not count, does not cover, is not sent.
+//!
+//! On a far side SHA-256 is made over there where ssh lets us, and only sums cross the line. Else dumps are fetched one by one, within
+//! the limits, and go again.
 
+mod far;
 mod format;
 mod judge;
 mod ova;
 
 use anyhow::{Context, Result, anyhow};
-use bak_common::args::{Common, Picks, Places, Session};
+use bak_common::args::{Common, Limits, Picks, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::outbox::Outbox;
-use bak_common::record::{Dump, GuestKey, Record, Verify, to_line};
+use bak_common::record::{Dump, GuestKey, Record, Skipped, Verify, to_line};
 use bak_common::report::Kind;
 use bak_common::select::Selector;
+use bak_common::stop;
 use bak_common::store::{Entry, Store};
 use bak_common::table::table;
 use bak_common::units::{Size, Span, show_size};
 use clap::Parser;
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
 use crate::driver::exec::Exec;
 use crate::driver::{Decision, Progress};
-use crate::origin;
+use crate::fetch::{Budget, FetchArgs};
+use crate::origin::{self, Origin};
+use crate::place::Place;
+use far::Sums;
 use format::Found;
 use judge::{Depth, judge};
 
@@ -36,17 +44,24 @@ use judge::{Depth, judge};
 /// Each file's size and SHA-256 are compared with the dump's record; then the tools of its format look at it, as far as they
 /// are installed: zstd, gzip, bzip2, lzop, tar, vma, qemu-img, and the manifest of an OVA. The records come out with
 /// .verify: good, bad or unknown, why, and when. Dumps that were not verified for longest go first.
+///
+/// On a far side sha256sum is run where ssh lets us run it, and only sums cross the line. Else, or where a record has no SHA-256, dumps
+/// are fetched one by one, within the limits of the destination: what these hold back is no failure, and goes on next time.
 #[derive(Parser, Debug)]
 #[command(name = "bak-verify", version, after_help = HELP)]
 struct Cli {
     /// Dumps by id, or all those of guests by vm, name or pattern; - for dump records on standard input
     #[arg(value_name = "ID|VM|GLOB|-")]
     dumps: Vec<String>,
-    /// Verify what lies in this store: a directory, or a destination that is mounted [default: --store]
-    #[arg(long, value_name = "STORE")]
+    /// Verify what lies here: a directory, a destination by name, [user@]host:path, or rsync://[user@]host/module [default: --store]
+    #[arg(long, value_name = "STORE|DEST")]
     from: Option<PathBuf>,
     #[command(flatten)]
     how: How,
+    #[command(flatten)]
+    fetch: FetchArgs,
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     picks: Picks,
     #[command(flatten)]
@@ -83,12 +98,15 @@ Examples:
   bak-verify --store /var/lib/vz/dump --latest --all
   bak-verify --all --mark --reverify-after 30d --max-bytes 200G -q     # a share of the store, nightly
   bak-list /mnt/box --guest 'db-*' --json | bak-verify --from /mnt/box -
+  bak-verify --from backup@box:/srv/bak --all --mark --reverify-after 30d --max-bytes 200G -q
+  bak-verify --from box --all --quick
 
 Exit status:
   0  none is bad
   1  some are bad, or could not be read
   2  wrong usage, configuration or input
-  3  a lock is held (--mark)";
+  3  a lock is held (--mark, or another one fetches)
+  4  the far side is not the one that it should be";
 
 /// A dump to be looked at.
 struct Subject<'a> {
@@ -100,18 +118,34 @@ struct Subject<'a> {
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-verify")?;
-    let store = origin::store(cli.from.as_deref(), &cli.places, &session)?;
-    let listing = store.list();
     if cli.common.check_config {
-        origin::check_config(&session, &[&listing])?;
+        origin::check_config(&session, &[open(&cli, &session)?.listing()])?;
         return Ok(session.report.finish(|n| format!("{n} failed")));
     }
     let (selector, stdin) = cli.picks.explicit(&cli.dumps)?;
-    listing.report(&store, &session.report);
-    let subjects = choose(&cli, &session, &listing.dumps, &selector, stdin)?;
-    let verifier = Verifier { cli: &cli, session: &session, store: &store };
+    let said = if stdin { read_all(&session.report, session.dry_run)? } else { Vec::new() };
+    let mut place = open(&cli, &session)?;
+    let listing = place.take_listing();
+    listing.report_at(Path::new(&place.shown()), &session.report);
+    let subjects = choose(&cli, &session, &listing.dumps, &selector, said)?;
+    let mut verifier = Verifier { cli: &cli, session: &session, place, sums: Sums::default(), unmarked: Vec::new() };
     verifier.all(subjects)?;
     Ok(session.report.finish(|n| format!("{n} failed; see above")))
+}
+
+/// Opens the place that is meant.
+fn open<'a>(cli: &Cli, session: &'a Session) -> Result<Place<'a>> {
+    let origin = match &cli.from {
+        Some(from) => origin::origin(from, &cli.places, session)?,
+        None => Origin::Dir(cli.places.store(&session.config)?),
+    };
+    if let Origin::Far(mut place) = origin {
+        cli.limits.apply(std::slice::from_mut(&mut place.dest))?;
+        // Whoever waits for standard input just ends.
+        stop::heed()?;
+        return Place::open(session, Origin::Far(place), &cli.fetch, Budget::Within);
+    }
+    Place::open(session, origin, &cli.fetch, Budget::Within)
 }
 
 /// The dumps asked for, each once, those that were not verified for longest first.
@@ -120,7 +154,7 @@ fn choose<'a>(
     session: &Session,
     dumps: &'a [Entry],
     selector: &Selector,
-    stdin: bool,
+    said: Vec<Record>,
 ) -> Result<Vec<Subject<'a>>> {
     let mut more: HashMap<&str, Map<String, Value>> = HashMap::new();
     let mut chosen: Vec<&Entry> = Vec::new();
@@ -130,8 +164,7 @@ fn choose<'a>(
             session.report.fail(text, &anyhow!("no dump matches it"));
         }
     }
-    let input = if stdin { read_all(&session.report, session.dry_run)? } else { Vec::new() };
-    for record in input {
+    for record in said {
         let Record::Dump(said) = record else {
             session.report.fail("standard input", &anyhow!("a record of a guest: bak-verify wants dumps"));
             continue;
@@ -168,45 +201,74 @@ fn choose<'a>(
 struct Verifier<'a> {
     cli: &'a Cli,
     session: &'a Session,
-    store: &'a Store,
+    place: Place<'a>,
+    /// What was made over there.
+    sums: Sums,
+    /// Verdicts that are to be written over there.
+    unmarked: Vec<(Entry, Verify)>,
+}
+
+/// What came of a dump.
+enum Outcome {
+    Verdict(Decision, String),
+    /// It was not looked at, which is in order: why.
+    Skipped(String),
 }
 
 impl Verifier<'_> {
-    fn all(&self, subjects: Vec<Subject>) -> Result<()> {
+    fn all(&mut self, mut subjects: Vec<Subject>) -> Result<()> {
         let (mut out, mut rows, mut read) = (Writer::stdout(), Vec::new(), 0_u64);
-        for Subject { entry, more } in subjects {
-            if self.cli.how.max_bytes.is_some_and(|most| read >= most.0) {
-                break;
-            }
-            read = read.saturating_add(entry.dump.bytes);
-            let Some(mut dump) = self.one(entry) else { continue };
+        // What is beyond that is not begun.
+        let most = self.cli.how.max_bytes.map_or(u64::MAX, |most| most.0);
+        subjects.retain(|subject| {
+            let begun = read < most;
+            read = read.saturating_add(subject.entry.dump.bytes);
+            begun
+        });
+        for at in 0..subjects.len() {
+            let Some(mut dump) = self.one(&subjects[at..]) else { continue };
             dump.planned = self.session.dry_run;
-            dump.extra.extend(more);
+            dump.extra.extend(subjects[at].more.clone());
             let record = Record::Dump(Box::new(dump));
             self.session.report.decided(&to_line(&record));
             let Record::Dump(dump) = &record else { continue };
             if self.session.table {
-                let verify = dump.verify.as_ref().filter(|_| !self.session.dry_run);
+                let verify = dump.verify.as_ref().filter(|_| !self.session.dry_run && dump.skipped.is_none());
                 let (verdict, why) = verify.map_or(("", ""), |verify| (verify.decision.as_str(), verify.why.as_str()));
+                let (verdict, why) = dump.skipped.as_ref().map_or((verdict, why), |skipped| ("skipped", &skipped.why));
                 rows.push([dump.id.as_str(), &show_size(dump.bytes), verdict, why].map(str::to_owned).to_vec());
             } else if !self.session.quiet {
                 out.record(&record)?;
             }
+            if stop::caught().is_some() || matches!(&self.place, Place::There(source) if source.is_lost()) {
+                break;
+            }
         }
+        self.mark_there();
         if self.session.table && !self.session.quiet && !rows.is_empty() {
             out.line(&table(&["dump", "size", "verdict", "why"], &[1], rows))?;
         }
         Ok(())
     }
 
-    /// The dump with its verdict; nothing if it was removed meanwhile.
-    fn one(&self, entry: &Entry) -> Option<Dump> {
+    /// The first of these dumps with its verdict; nothing if it was removed meanwhile. The others come next.
+    fn one(&mut self, subjects: &[Subject]) -> Option<Dump> {
+        let entry = subjects[0].entry;
         let mut dump = entry.dump.clone();
         if self.session.dry_run {
             return Some(dump);
         }
-        let (decision, why) = match self.judge(entry) {
-            Ok(verdict) => verdict,
+        let outcome = match &self.place {
+            Place::Here { store, .. } => self.judge(store, entry),
+            Place::There(_) => self.judge_far(subjects),
+        };
+        let (decision, why) = match outcome {
+            Ok(Outcome::Verdict(decision, why)) => (decision, why),
+            Ok(Outcome::Skipped(why)) => {
+                dump.skipped = Some(Skipped { why });
+                return Some(dump);
+            }
+            Err(error) if error.is::<stop::Stopped>() => return None,
             // Somebody pruned it: nothing is wrong with that.
             Err(_) if self.is_gone(entry) => return None,
             Err(error) => {
@@ -221,58 +283,78 @@ impl Verifier<'_> {
             self.session.report.fail(dump.id.as_str(), &anyhow!("is bad: {why}"));
         }
         let verify = Verify { decision: decision.as_str().into(), why, at: self.session.clock() };
-        if self.cli.how.mark
-            && decision != Decision::Unknown
-            && let Err(error) = self.mark(entry, &verify)
-        {
-            self.session.report.fail(dump.id.as_str(), &error.context("cannot be marked"));
+        if self.cli.how.mark && decision != Decision::Unknown {
+            match &self.place {
+                Place::Here { store, .. } => {
+                    if let Err(error) = self.mark(store, entry, &verify) {
+                        self.session.report.fail(dump.id.as_str(), &error.context("cannot be marked"));
+                    }
+                }
+                Place::There(_) => self.unmarked.push((entry.clone(), verify.clone())),
+            }
         }
         dump.verify = Some(verify);
         Some(dump)
     }
 
-    fn is_gone(&self, entry: &Entry) -> bool {
-        matches!(self.store.look(&entry.place, &entry.dump.stem), Ok(None))
+    fn is_gone(&mut self, entry: &Entry) -> bool {
+        match &mut self.place {
+            Place::Here { store, .. } => matches!(store.look(&entry.place, &entry.dump.stem), Ok(None)),
+            Place::There(source) => source.is_gone(entry),
+        }
     }
 
-    fn judge(&self, entry: &Entry) -> Result<(Decision, String)> {
-        let how = &self.cli.how;
-        let depth = match (how.quick, how.hash_only) {
+    fn depth(&self) -> Depth {
+        match (self.cli.how.quick, self.cli.how.hash_only) {
             (true, _) => Depth::Sizes,
             (_, true) => Depth::Hashes,
             _ => Depth::All,
-        };
-        // An older verdict is what is asked about; everything else that makes a dump no good is said at once.
-        let mut earlier = entry.dump.clone();
-        earlier.verify = None;
-        let fault = earlier.verdict().or_else(|| entry.fault.clone().filter(|_| entry.dump.verdict().is_none()));
-        if let Some(why) = fault {
-            return Ok((Decision::Bad, why));
         }
+    }
+
+    fn judge(&self, store: &Store, entry: &Entry) -> Result<Outcome> {
+        if let Some(why) = fault(entry) {
+            return Ok(Outcome::Verdict(Decision::Bad, why));
+        }
+        let depth = self.depth();
         let bar = bar(self.session, &entry.dump);
-        let compared = compare(self.store, entry, depth != Depth::Sizes, &step(&bar, "hashing"))?;
-        let mut formats: Vec<(String, Found)> = Vec::new();
-        if depth == Depth::All && !matches!(compared, Compared::Differs(_)) {
-            let (checking, mut done) = (step(&bar, "checking"), 0_u64);
-            for file in &entry.dump.files {
-                let at = Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 };
-                let found = format::check(self.store, entry, &file.name, &|| checking(at))
-                    .with_context(|| format!("cannot check {}", file.name))?;
-                formats.push((file.name.clone(), found));
-                done += file.bytes;
-            }
-            if let Some(driver) = Exec::installed(&entry.dump.driver, &self.session.config)? {
-                let at = Progress { done: 1.0 };
-                formats.extend(format::by_driver(&driver, self.store, entry, &|| checking(at))?);
-            }
-        }
+        let compared = compare(store, entry, depth != Depth::Sizes, &step(&bar, "hashing"))?;
+        let formats = self.formats(store, entry, &compared, &step(&bar, "checking"))?;
         bar.finish_and_clear();
-        Ok(judge(depth, &compared, &formats))
+        let (decision, why) = judge(depth, &compared, &formats);
+        Ok(Outcome::Verdict(decision, why))
+    }
+
+    /// What the tools of its formats, and its driver, find of a dump that was compared.
+    fn formats(
+        &self,
+        store: &Store,
+        entry: &Entry,
+        compared: &Compared,
+        checking: &dyn Fn(Progress) -> Result<()>,
+    ) -> Result<Vec<(String, Found)>> {
+        let mut formats: Vec<(String, Found)> = Vec::new();
+        if self.depth() != Depth::All || matches!(compared, Compared::Differs(_)) {
+            return Ok(formats);
+        }
+        let mut done = 0_u64;
+        for file in &entry.dump.files {
+            let at = Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 };
+            let found = format::check(store, entry, &file.name, &|| checking(at))
+                .with_context(|| format!("cannot check {}", file.name))?;
+            formats.push((file.name.clone(), found));
+            done += file.bytes;
+        }
+        if let Some(driver) = Exec::installed(&entry.dump.driver, &self.session.config)? {
+            let at = Progress { done: 1.0 };
+            formats.extend(format::by_driver(&driver, store, entry, &|| checking(at))?);
+        }
+        Ok(formats)
     }
 
     /// Writes the verdict into the sidecar, and into those of the outboxes where the same files wait.
-    fn mark(&self, entry: &Entry, verify: &Verify) -> Result<()> {
-        self.mark_in(self.store, entry, verify)?;
+    fn mark(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
+        self.mark_in(store, entry, verify)?;
         let places = &self.cli.places;
         if places.dest.is_empty() && places.outbox.is_none() && self.session.config.dest.is_empty() {
             return Ok(());
@@ -303,6 +385,14 @@ impl Verifier<'_> {
         marked.verify = Some(verify.clone());
         locked.annotate(&now, &marked)
     }
+}
+
+/// What makes a dump no good without a look at its content. An older verdict is what is asked about; everything else is said at
+/// once.
+fn fault(entry: &Entry) -> Option<String> {
+    let mut earlier = entry.dump.clone();
+    earlier.verify = None;
+    earlier.verdict().or_else(|| entry.fault.clone().filter(|_| entry.dump.verdict().is_none()))
 }
 
 #[cfg(test)]

@@ -198,6 +198,10 @@ fn from_an_outbox_or_a_far_side_that_is_mounted() {
         restore(&kit, &["web", "--from", from, "--config", "bak.toml", "--to", &to]).clean();
         same_bytes(&kit.path(&to), &far.join(format!("web/web-{}.raw", compact(DAY))));
     }
-    restore(&kit, &["web", "--config", "bak.toml", "--to", "x.raw"]).expect(1).says("no dump");
-    restore(&kit, &["web", "--from", "b", "--dest", "b=host:/srv", "--to", "x.raw"]).expect(2).says("not a path");
+    // What the store has not is taken from the destinations; but where it goes they do not say.
+    restore(&kit, &["web", "--config", "bak.toml"]).expect(2).says("say where to write by --to");
+    restore(&kit, &["web", "--config", "bak.toml", "--to", "x.raw"]).clean();
+    same_bytes(&kit.path("x.raw"), &far.join(format!("web/web-{}.raw", compact(DAY))));
+    let ran = restore(&kit, &["db", "--config", "bak.toml", "--to", "y.raw"]).expect(1);
+    assert!(ran.err.contains("db: there is no dump of a guest called so (in the store; nor at box)"), "{}", ran.err);
 }

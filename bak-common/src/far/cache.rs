@@ -120,6 +120,11 @@ impl Far {
         }
         Ok(fetched)
     }
+
+    /// The texts of these small files, by name, in one run; one that is not there has none.
+    pub fn read(&self, names: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+        Ok(self.texts(names)?.into_iter().map(|(name, text)| (name, text.bytes)).collect())
+    }
 }
 
 /// A small file, and when it was last written to over there, in seconds of the epoch.

@@ -27,7 +27,12 @@ pub fn fetch(far: &Far) -> Result<Option<Identity>> {
 
 /// The identity of the far side; refuses (exit 4) one that has none, or another than is expected.
 pub fn right_one(far: &Far, expected: Option<&Identity>) -> Result<Identity> {
-    match (fetch(far)?, expected) {
+    is_right(fetch(far)?, expected)
+}
+
+/// The same of what it says that it is.
+pub fn is_right(there: Option<Identity>, expected: Option<&Identity>) -> Result<Identity> {
+    match (there, expected) {
         (Some(there), None) => Ok(there),
         (Some(there), Some(expected)) if there.id == expected.id => Ok(there),
         (Some(there), Some(expected)) => Err(Kind::Refused

@@ -60,14 +60,14 @@ fn plan<'a>(order: &'a Order) -> Result<Vec<Disk<'a>>> {
                 printable(&wanted)
             );
         }
-        if stored == "qcow2" {
+        if stored == "qcow2" && order.there {
             refers_to_nothing(file)?;
         }
         let target = Target::open(&path, order.force)?;
         ensure!(seen.insert(target.path().to_owned()), "two of its disks would be written to {}", path.display());
         disks.push(Disk { file, bytes: entry.bytes, stored, wanted, target });
     }
-    check_space(&disks)?;
+    check_space(&disks, order.there)?;
     Ok(disks)
 }
 
@@ -153,10 +153,12 @@ fn refers_to_nothing(file: &Path) -> Result<()> {
 }
 
 /// Fails with numbers if the disks cannot fit. What is replaced still takes its space until the end.
-fn check_space(disks: &[Disk]) -> Result<()> {
+fn check_space(disks: &[Disk], there: bool) -> Result<()> {
     let mut needs: BTreeMap<u64, (u64, &Target)> = BTreeMap::new();
     for disk in disks {
-        let bytes = if disk.stored == disk.wanted {
+        let bytes = if !there {
+            disk.bytes
+        } else if disk.stored == disk.wanted {
             copy::size(disk.file)?
         } else {
             // What a qcow2 image of the same data takes is close to what any sparse image takes.

@@ -1,0 +1,268 @@
+//! bak-verify of a far side: by sums made over there, by fetching within limits, and what its marks mean to the others.
+
+mod far;
+
+use bak_tests::process::wait_for;
+use bak_tests::{Ran, compact, hex, noise, put_dump};
+use far::*;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::fs;
+
+/// Decision and reason of the only dump.
+#[track_caller]
+fn verdict(ran: &Ran) -> (String, String) {
+    let record = &ran.records()[0]["verify"];
+    (record["decision"].as_str().unwrap().into(), record["why"].as_str().unwrap().into())
+}
+
+#[test]
+fn every_way() {
+    for way in WAYS {
+        let far = Far::ready(way);
+        for vm in ["a", "it's\\b", "-c d", "é*"] {
+            far.dump(&bak_dump_name(vm));
+        }
+        let before = far.counted();
+        let ran = far.verify(&["--all"]).clean();
+        assert_eq!(ran.records().len(), 4);
+        let there = if way == Way::Ssh { ", made over there" } else { "" };
+        for record in ran.records() {
+            let verify = &record["verify"];
+            assert_eq!(
+                (&verify["decision"], &verify["why"]),
+                (&json!("good"), &json!(format!("SHA-256 as recorded{there}")))
+            );
+        }
+        // Four megabytes that don't compress: only sums, or all of it.
+        let carried = far.counted() - before;
+        let expected = if way == Way::Ssh { 0..40_000 } else { 4_000_000..4_400_000 };
+        assert!(expected.contains(&carried), "{way:?}: {carried}");
+        assert!(far.left().is_empty(), "{way:?}: {:?}", far.left());
+        far.is_sound(4);
+        flip(&far.file("a"));
+        let ran = far.verify(&["--all"]).expect(1);
+        assert!(ran.err.contains("a@20261120T010000Z: is bad: ") && ran.err.contains("its SHA-256 is"), "{}", ran.err);
+        let bad = ran.records().iter().filter(|record| record["verify"]["decision"] == "bad").count();
+        assert_eq!((bad, ran.records().len(), far.left().len()), (1, 4, 0));
+        // Nothing was written over there.
+        assert!(!fs::read_to_string(far.sidecar("a")).unwrap().contains("verify"));
+    }
+}
+
+/// As a guest of that name lies in a store.
+fn bak_dump_name(vm: &str) -> String {
+    vm.to_owned()
+}
+
+#[test]
+fn sizes_by_the_listing_alone() {
+    for way in [Way::Ssh, Way::Daemon] {
+        let far = Far::ready(way);
+        for vm in ["whole", "cut", "gone", "odd"] {
+            far.dump(vm);
+        }
+        fs::File::options().append(true).open(far.file("cut")).unwrap().set_len(1000).unwrap();
+        fs::remove_file(far.file("gone")).unwrap();
+        fs::remove_file(far.file("odd")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", far.file("odd")).unwrap();
+        let before = far.counted();
+        for quick in [&["--all", "--quick"][..], &["cut", "gone", "odd"]] {
+            let ran = far.verify(quick).expect(1);
+            for record in ran.records() {
+                let why = record["verify"]["why"].as_str().unwrap();
+                let says = match record["vm"].as_str().unwrap() {
+                    "whole" => "only sizes were compared",
+                    "cut" => "has 1000 bytes instead of 1000000",
+                    "gone" => "is missing",
+                    _ => "is not a regular file",
+                };
+                assert!(why.contains(says), "{record}");
+            }
+        }
+        assert!(far.counted() - before < 20_000);
+    }
+}
+
+#[test]
+fn a_dump_without_sums_is_fetched_and_looked_at() {
+    for way in [Way::Ssh, Way::Daemon] {
+        let far = Far::ready(way);
+        let packed = far.kit.sh("head -c 300000 /dev/urandom >x && zstd -q x && cat x.zst >packed").expect(0);
+        assert_eq!(packed.err, "");
+        let content = fs::read(far.kit.path("packed")).unwrap();
+        let name = format!("db-{}.sql.zst", compact(DAY));
+        put_dump(
+            &far.far(),
+            "db",
+            DAY,
+            10,
+            json!({"bytes": content.len(), "files": [{"name": name, "bytes": content.len()}]}),
+        );
+        fs::remove_file(far.file("db")).unwrap();
+        fs::write(far.far().join("db").join(&name), &content).unwrap();
+        assert_eq!(verdict(&far.verify(&["db"]).clean()), ("good".into(), "checksums in the files, zstd -t".into()));
+        let mut bad = content;
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        fs::write(far.far().join("db").join(&name), bad).unwrap();
+        assert_eq!(verdict(&far.verify(&["db"]).expect(1)).0, "bad");
+        assert!(far.left().is_empty());
+    }
+}
+
+#[test]
+fn fetching_keeps_to_the_limits_and_goes_on() {
+    let far = Far::ready(Way::Daemon);
+    far.dump("a");
+    far.dump("b");
+    let (mut runs, mut good) = (0, Vec::new());
+    while good.len() < 2 {
+        runs += 1;
+        assert!(runs < 12, "it does not get on");
+        let before = far.counted();
+        let ran = far.verify(&["--all", "--mark", "--reverify-after", "1d", "--limit", "400K"]).clean();
+        let carried = far.counted() - before;
+        assert!(carried <= (400 << 10) + (64 << 10), "{carried}");
+        for record in ran.records() {
+            match record["verify"]["decision"].as_str() {
+                Some("good") => good.push(record["vm"].clone()),
+                _ => assert!(record["skipped"]["why"].as_str().unwrap().contains("limit"), "{record}"),
+            }
+        }
+    }
+    assert!(runs >= 5, "{runs}");
+    assert!(far.left().is_empty());
+    // What the day's limit has no room for is not begun, which is no failure.
+    let before = far.counted();
+    let ran = far.verify(&["--all", "--limit", "1K/day"]);
+    assert!(ran.err.contains("too little is left of 1 KiB a day") && ran.status == 1, "{}", ran.err);
+    assert_eq!(far.counted(), before);
+    // Only sums cross over ssh: the same limit is enough for much more.
+    let ssh = Far::ready(Way::Ssh);
+    ssh.dump("a");
+    ssh.dump("b");
+    assert_eq!(ssh.verify(&["--all", "--limit", "400K"]).clean().records().len(), 2);
+}
+
+#[test]
+fn a_bad_copy_counts_for_nothing_until_it_is_sent_again() {
+    for way in [Way::Ssh, Way::Rrsync, Way::Daemon] {
+        let far = Far::ready(way);
+        put_dump(&far.kit.store(), "web", DAY, SIZE, json!({}));
+        far.run("bak-link", &["--now", "2026-11-20T06:00:00Z"]).clean();
+        far.run("bak-sync", &[]).clean();
+        far.is_sound(1);
+        let at = |command: &str, args: &[&str]| far.run(command, &[args, &["--now", "2026-11-21T06:00:00Z"]].concat());
+        assert_eq!(at("bak-link", &[]).clean().out, "", "it was sent");
+        flip(&far.file("web"));
+        far.verify(&["--all", "--mark", "--now", "2026-11-21T06:00:00Z"]).expect(1).says("is bad: ");
+        let record = far.record("web");
+        assert_eq!(
+            (&record["verify"]["decision"], &record["verify"]["at"]),
+            (&json!("bad"), &json!("2026-11-21T06:00:00Z"))
+        );
+        assert!(record.get("dir").is_none() && record["files"][0]["sha256"].is_string(), "{record}");
+        // It is what it was, but for the verdict; nothing else came to lie there.
+        let names = far.kit.sh("find far -type f | grep -v /.bak-store | wc -l").clean().out;
+        assert_eq!(names.trim(), "2");
+        let listed = far.run("bak-list", &["box"]).clean().records();
+        assert!(listed[0]["fault"].as_str().unwrap().contains("bak-verify found it bad"), "{}", listed[0]);
+        assert!(listed[0]["sent"].is_null(), "{}", listed[0]);
+        // Nothing is lost: the last good dump over there is none.
+        at("bak-restore", &["web", "--from", "box", "--to", "x.raw"]).expect(1).says("found it bad");
+        // Not sent, so it goes again; but nothing over there is overwritten.
+        assert_eq!(at("bak-link", &[]).clean().records().len(), 1);
+        let ran = at("bak-sync", &[]).expect(1);
+        assert!(
+            ran.err.contains("its copy over there is no good") && ran.err.contains("bak-prune --dest box web@"),
+            "{}",
+            ran.err
+        );
+        assert!(!fs::read_dir(far.outbox().join("web")).unwrap().collect::<Vec<_>>().is_empty(), "it stays pending");
+        at("bak-prune", &["--dest", "box", "web@20261120T010000Z"]).clean();
+        at("bak-sync", &[]).clean();
+        far.is_sound(1);
+        assert_eq!(verdict(&far.verify(&["--all", "--mark"]).clean()).0, "good");
+        assert_eq!(far.record("web")["verify"]["decision"], "good");
+        assert_eq!(at("bak-link", &[]).clean().out, "", "it was sent again");
+    }
+}
+
+#[test]
+fn what_was_marked_lately_is_left_out() {
+    let far = Far::ready(Way::Ssh);
+    far.dump("a");
+    far.verify(&["--all", "--mark", "--now", "2026-11-21T06:00:00Z"]).clean();
+    let again = ["--all", "--mark", "--reverify-after", "7d", "--now"];
+    assert_eq!(far.verify(&[&again[..], &["2026-11-22T06:00:00Z"]].concat()).clean().out, "");
+    assert_eq!(far.verify(&[&again[..], &["2026-11-28T06:00:00Z"]].concat()).clean().records().len(), 1);
+}
+
+#[test]
+fn where_nothing_may_be_written_a_bad_copy_still_does_not_count_as_sent() {
+    let far = Far::ready(Way::Daemon);
+    put_dump(&far.kit.store(), "web", DAY, SIZE, json!({}));
+    far.run("bak-link", &["--now", "2026-11-20T06:00:00Z"]).clean();
+    far.run("bak-sync", &[]).clean();
+    flip(&far.file("web"));
+    far.rsyncd.as_ref().unwrap().reconfigure("read only = no", "read only = yes");
+    let ran = far.verify(&["--all", "--mark"]).expect(1);
+    assert!(ran.err.contains("cannot write verdicts over there: ") && ran.err.contains("read only"), "{}", ran.err);
+    assert!(far.record("web").get("verify").is_none());
+    assert_eq!(far.run("bak-link", &["--now", "2026-11-21T06:00:00Z"]).clean().records().len(), 1);
+}
+
+#[test]
+fn marking_waits_for_who_works_over_there() {
+    let far = Far::ready(Way::Ssh);
+    far.dump("a");
+    let held = fs::File::options().read(true).append(true).create(true).open(far.outbox().join(".bak/pass")).unwrap();
+    held.lock().unwrap();
+    let ran = far.verify(&["--all", "--mark", "--wait", "0s"]);
+    assert!(ran.status == 3 && ran.err.contains("is locked by"), "{} {}", ran.status, ran.err);
+    assert!(far.record("a").get("verify").is_none());
+    drop(held);
+    far.verify(&["--all", "--mark"]).clean();
+    assert_eq!(far.record("a")["verify"]["decision"], "good");
+}
+
+#[test]
+fn another_far_side_and_wrong_words() {
+    let far = Far::ready(Way::Ssh);
+    far.dump("a");
+    far.verify(&["nobody"]).expect(1).says("no dump matches it");
+    far.verify(&[]).expect(2).says("say which");
+    assert_eq!(far.verify(&["--all", "-n"]).clean().records()[0]["planned"], true);
+    fs::write(far.far().join(".bak-store"), "{\"v\":1,\"id\":\"another\"}").unwrap();
+    far.verify(&["--all"]).expect(4).says("this is another far side");
+}
+
+/// What ssh runs over there ends with us.
+#[test]
+fn a_signal_ends_sums_that_are_made_over_there() {
+    let far = Far::ready(Way::Ssh);
+    // Eight terabytes of nothing take hours.
+    let file = far.dump("a");
+    fs::File::options().append(true).open(&file).unwrap().set_len(1 << 43).unwrap();
+    let mut record = far.record("a");
+    record["bytes"] = (1_u64 << 43).into();
+    record["files"][0]["bytes"] = (1_u64 << 43).into();
+    record["files"][0]["sha256"] = hex(&Sha256::digest(noise(1, 1))).into();
+    fs::write(far.sidecar("a"), record.to_string()).unwrap();
+    let mut child =
+        far.command("bak-verify", &["--from", "box", "--all"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let of = far.sshd.as_ref().unwrap().pid();
+    let sums = || {
+        bak_tests::process::below(of)
+            .into_iter()
+            .filter(|pid| bak_tests::process::words(*pid).first().is_some_and(|word| word.ends_with("sha256sum")))
+            .count()
+    };
+    wait_for("sha256sum to run over there", || sums() > 0);
+    let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    wait_for("sha256sum over there to end", || sums() == 0);
+}
