@@ -4,6 +4,7 @@ pub mod args;
 pub mod calendar;
 pub mod command;
 pub mod config;
+pub mod drills;
 pub mod far;
 pub mod fsio;
 pub mod hash;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub mod exec;
 pub mod image;
+mod image_drill;
 pub mod image_restore;
 pub mod vzdump;
 
@@ -118,7 +119,34 @@ pub struct Order<'a> {
     pub dry_run: bool,
     /// The files are here. Else they are still to be fetched, and only what needs no look into them is planned.
     pub there: bool,
+    /// A lock that what is started must hold, too.
+    pub hold: Option<&'a Lock>,
     pub tick: &'a (dyn Fn(Progress) -> Result<()> + Sync),
+}
+
+/// A dump to be brought back on trial, where it is in nobody's way. Its files have been checked.
+pub struct Trial<'a> {
+    pub dump: &'a Dump,
+    pub files: &'a [PathBuf],
+    /// An empty directory of ours. All that is left in it is removed.
+    pub dir: &'a Path,
+    /// Where to, as the driver understands it.
+    pub to: Option<&'a Path>,
+    /// Marks what is made as this trial's, and as nobody else's: letters and digits.
+    pub token: &'a str,
+    /// Notes what is about to be made outside of `dir`, so that it can be found if we are killed. To be called before.
+    pub note: &'a dyn Fn(&Map<String, Value>) -> Result<()>,
+    pub hold: &'a Lock,
+    pub tick: &'a (dyn Fn(Progress) -> Result<()> + Sync),
+}
+
+/// What became of that which a killed trial had noted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cleared {
+    /// It is gone, or was never made.
+    Gone,
+    /// It may be somebody else's: what to look at.
+    Unsure(String),
 }
 
 /// A kind of hypervisor.
@@ -160,6 +188,17 @@ pub trait Driver: Sync {
 
     /// Returns what it made, as paths or names for the user.
     fn restore(&self, order: &Order) -> Result<Vec<String>>;
+
+    /// Brings a dump back on trial, never starts it, checks it, and removes what it made, whatever happens. What was looked at; an
+    /// error says what is wrong with the dump, or why it could not be brought back.
+    fn drill(&self, _trial: &Trial) -> Result<String> {
+        bail!("dumps of the driver {} cannot be brought back on trial", self.name())
+    }
+
+    /// Removes what a killed trial with this token has left, by its note, if it surely is that.
+    fn clear(&self, _token: &str, _note: &Map<String, Value>) -> Result<Cleared> {
+        Ok(Cleared::Gone)
+    }
 }
 
 /// The arguments that say which driver, and what it looks at.

@@ -3,6 +3,7 @@
 mod bar;
 mod check;
 mod claim;
+mod drill;
 pub mod driver;
 pub mod dump;
 mod fetch;

@@ -5,15 +5,16 @@
 //! is taken on a store: dumps are immutable, and one that is removed meanwhile fails its check.
 
 use anyhow::{Result, anyhow, bail};
-use bak_common::args::{Common, Places, Session};
+use bak_common::args::{Common, Limits, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::{GuestName, printable};
 use bak_common::record::{Dump, Record, to_line};
 use bak_common::report::{Kind, status};
+use bak_common::select::{Filter, Selector};
 use bak_common::stop;
 use bak_common::store::{Entry, Listing, Store, Unreadable};
 use bak_common::table::table;
-use bak_common::units::show_size;
+use bak_common::units::{Size, show_size};
 use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -21,9 +22,10 @@ use std::path::PathBuf;
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
+use crate::drill::{self, Request};
 use crate::driver::{self, Order, Progress, image};
 use crate::fetch::{Budget, FetchArgs};
-use crate::origin;
+use crate::origin::{self, Origin};
 use crate::pick::{self, Picked};
 use crate::place::Place;
 use sources::Sources;
@@ -66,11 +68,34 @@ struct Cli {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
+    drill: DrillArgs,
+    #[command(flatten)]
     fetch: FetchArgs,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
     common: Common,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Drill")]
+struct DrillArgs {
+    /// Bring a sample of the newest good dumps back on trial, check and remove them: images in a directory of ours, guests of Proxmox
+    /// under a free number with their network down, never started. Names, patterns and ids say of which guests [default: all]; without
+    /// --from from the store
+    #[arg(long, conflicts_with_all = ["new_name", "format", "force"])]
+    drill: bool,
+    /// How many; those that were not drilled for longest go first
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "drill")]
+    sample: u64,
+    /// All of the sample together may hold so much
+    #[arg(long, value_name = "SIZE", default_value = "20G", requires = "drill")]
+    max_bytes: Size,
+    /// Leave nothing to chance
+    #[arg(long, value_name = "N", requires = "drill")]
+    seed: Option<u64>,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,12 +110,13 @@ Examples:
   bak-restore web@2026-11-20T01:00:00Z --from /mnt/box --to web.raw --format raw -n
   bak-restore web --from backup@box:/srv/bak --to /var/tmp --bwlimit 20Mbit
   bak-list /mnt/box --latest --json | bak-restore --from /mnt/box --to /srv/images -
+  bak-restore --drill --from box --max-bytes 20G     # weekly: does what lies there come back?
 
 Exit status:
   0  done
-  1  some dumps could not be brought back: unknown, not good, damaged, no space, the line broke
+  1  some dumps could not be brought back, or a drill failed: unknown, not good, damaged, no space, the line broke
   2  wrong usage, configuration or input, or a name that several guests have had
-  3  another bak-restore writes the same file, or fetches from the same place
+  3  another bak-restore writes the same file, fetches from the same place, or drills
   4  a file is there already, or is in use; or the far side is not the one that it should be";
 
 /// One dump to be brought back.
@@ -105,6 +131,12 @@ struct Wanted {
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-restore")?;
+    if cli.drill.drill {
+        return drill_some(&cli, &session);
+    }
+    if !cli.drill.limits.limit.is_empty() {
+        return Err(Kind::Usage.says("--limit is for --drill: no limit refuses to bring a dump back"));
+    }
     let mut sources = Sources::new(&session, cli.from.as_deref(), &cli.places, &cli.fetch, Budget::Counted)?;
     if cli.common.check_config {
         origin::check_config(&session, &[sources.first()?.listing()])?;
@@ -117,6 +149,40 @@ pub fn main() -> Result<u8> {
         let wanted = wanted(&cli, &session, &mut sources, said)?;
         restore_all(&cli, &session, &mut sources, wanted)?;
     }
+    Ok(session.report.finish(|n| format!("{n} failed; see above")))
+}
+
+/// Brings a sample back on trial.
+fn drill_some(cli: &Cli, session: &Session) -> Result<u8> {
+    if cli.dumps.iter().any(|text| text == "-") {
+        return Err(Kind::Usage.says("--drill does not read standard input: name guests, or none"));
+    }
+    let mut origin = match &cli.from {
+        Some(from) => origin::origin(from, &cli.places, session)?,
+        None => Origin::Dir(cli.places.store(&session.config)?),
+    };
+    if let Origin::Far(place) = &mut origin {
+        cli.drill.limits.apply(std::slice::from_mut(&mut place.dest))?;
+    }
+    stop::heed()?;
+    let mut place = Place::open(session, origin, &cli.fetch, Budget::Within)?;
+    let listing = place.take_listing();
+    listing.report_at(std::path::Path::new(&place.shown()), &session.report);
+    let selector = Selector::new(&cli.dumps, Filter::default(), cli.dumps.is_empty())?;
+    let dumps: Vec<Entry> = listing.dumps.into_iter().filter(|entry| selector.matches(&entry.dump)).collect();
+    for text in selector.unmatched() {
+        session.report.fail(text, &anyhow!("no dump matches it"));
+    }
+    let store = cli.places.store(&session.config).ok();
+    let request = Request {
+        sample: cli.drill.sample,
+        max_bytes: cli.drill.max_bytes.0,
+        seed: cli.drill.seed,
+        to: cli.to.as_deref(),
+        work: cli.fetch.work.as_deref(),
+        store: store.as_deref(),
+    };
+    drill::run(session, &request, &mut place, dumps)?;
     Ok(session.report.finish(|n| format!("{n} failed; see above")))
 }
 
@@ -380,6 +446,7 @@ impl Work<'_> {
                 force: cli.force,
                 dry_run,
                 there,
+                hold: None,
                 tick,
             },
         )

@@ -24,7 +24,8 @@ pub fn dir(outbox: Option<&Outbox>, identity: &Identity) -> Result<PathBuf> {
     Ok(base.join(&identity.id))
 }
 
-fn caches() -> Result<PathBuf> {
+/// Where programs keep what can be made again: `/var/cache`, `~/.cache` or `$XDG_CACHE_HOME`.
+pub fn caches() -> Result<PathBuf> {
     let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(path) = of("XDG_CACHE_HOME") {
         return Ok(path);

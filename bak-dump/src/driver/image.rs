@@ -24,7 +24,7 @@ use bak_common::report::Kind;
 use serde_json::json;
 use std::sync::OnceLock;
 
-use super::{Driver, Job, Listed, Made, Order, Running};
+use super::{Driver, Job, Listed, Made, Order, Running, Trial};
 use find::{Found, Spec};
 use info::Disk;
 
@@ -151,5 +151,9 @@ impl Driver for Image {
 
     fn restore(&self, order: &Order) -> Result<Vec<String>> {
         super::image_restore::restore(order)
+    }
+
+    fn drill(&self, trial: &Trial) -> Result<String> {
+        super::image_drill::drill(trial)
     }
 }

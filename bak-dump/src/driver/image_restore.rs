@@ -26,7 +26,7 @@ use super::{Order, Progress};
 use target::{Hidden, Target};
 
 /// What `qemu-img convert` can write as one file.
-const WRITABLE: [&str; 7] = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx"];
+pub(super) const WRITABLE: [&str; 7] = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx"];
 
 /// One disk: where it lies in the dump, and what becomes of it.
 struct Disk<'a> {
@@ -76,7 +76,7 @@ fn text<'a>(entry: &'a FileEntry, key: &str) -> Option<&'a str> {
 }
 
 /// The format of a file of the dump: what its extension says, as bak-dump names it. Never what it looks like.
-fn stored_format(entry: &FileEntry) -> Result<&'static str> {
+pub(super) fn stored_format(entry: &FileEntry) -> Result<&'static str> {
     match entry.name.rsplit('.').next() {
         Some("qcow2") => Ok("qcow2"),
         Some("raw") => Ok("raw"),
@@ -85,7 +85,7 @@ fn stored_format(entry: &FileEntry) -> Result<&'static str> {
 }
 
 /// The format that the source of a file had, if the dump says so.
-fn source_format(entry: &FileEntry) -> Option<&str> {
+pub(super) fn source_format(entry: &FileEntry) -> Option<&str> {
     text(entry, "source_format").or(text(entry, "format"))
 }
 

@@ -10,6 +10,7 @@
 //! **Locks.** One vzdump runs a node, and waits for another itself; a guest that its manager has locked is not touched.
 
 mod conf;
+mod drill;
 mod dump;
 mod list;
 mod log;
@@ -21,9 +22,10 @@ use bak_common::config::{Config, Writer};
 use bak_common::name::{GuestName, Stem};
 use bak_common::record::{Guest, State};
 use bak_common::select::Subject;
+use serde_json::{Map, Value};
 use std::path::PathBuf;
 
-use super::{Driver, Job, Listed, Made, Order};
+use super::{Cleared, Driver, Job, Listed, Made, Order, Trial};
 use conf::Conf;
 
 pub const NAME: &str = "vzdump";
@@ -184,6 +186,14 @@ impl Driver for Vzdump {
 
     fn restore(&self, order: &Order) -> Result<Vec<String>> {
         restore::restore(self, order)
+    }
+
+    fn drill(&self, trial: &Trial) -> Result<String> {
+        drill::drill(self, trial)
+    }
+
+    fn clear(&self, token: &str, note: &Map<String, Value>) -> Result<Cleared> {
+        drill::clear(self, token, note)
     }
 }
 

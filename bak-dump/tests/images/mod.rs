@@ -1,5 +1,8 @@
 //! Real images, and dumps of them made by hand as bak-dump makes them.
 
+// Each of the tests that share this uses a part of it.
+#![allow(dead_code)]
+
 use bak_tests::{Kit, Ran, compact, put_dump, sha256_file};
 use serde_json::{Value, json};
 use std::fs;

@@ -42,6 +42,13 @@ impl Conf {
         self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// The network devices: `net0`, `net1`, …
+    pub fn networks(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_net =
+            |key: &str| key.strip_prefix("net").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        self.0.iter().filter(move |(key, _)| is_net(key)).map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     pub fn is_template(&self) -> bool {
         self.get("template") == Some("1")
     }

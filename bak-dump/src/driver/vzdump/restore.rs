@@ -35,7 +35,10 @@ pub fn restore(driver: &Vzdump, order: &Order) -> Result<Vec<String>> {
         return Ok(vec![words.iter().map(|word| shown(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")]);
     }
     let mut words = words.into_iter();
-    let program = Program::new(words.next().unwrap_or_default())?.args(words).on_our_death(Signal::TERM);
+    let mut program = Program::new(words.next().unwrap_or_default())?.args(words).on_our_death(Signal::TERM);
+    if let Some(lock) = order.hold {
+        program = program.holding(lock)?;
+    }
     let mut done = 0.0;
     let mut line = Vec::new();
     let finished = program.run_with(|event| {
@@ -127,7 +130,7 @@ fn room(driver: &Vzdump, id: u32, force: bool) -> Result<()> {
 }
 
 /// Whose configuration holds this number, in the whole cluster.
-fn holder(driver: &Vzdump, id: u32) -> Result<Option<(String, PathBuf)>> {
+pub(super) fn holder(driver: &Vzdump, id: u32) -> Result<Option<(String, PathBuf)>> {
     let nodes = driver.etc.join("nodes");
     let entries =
         fs::read_dir(&nodes).with_context(|| format!("cannot list {}: is this a Proxmox node?", nodes.display()))?;

@@ -1,0 +1,113 @@
+//! The history of drills: dumps that were brought back on trial, checked, and removed again. One JSON line each in
+//! `<store>/.bak/drill/history`, appended and flushed.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::Path;
+
+use crate::calendar::Time;
+use crate::fsio;
+use crate::name::{DumpId, GuestName};
+use crate::record::{Dump, GuestKey};
+use std::os::fd::AsFd;
+
+/// The directory in a store's `.bak`.
+pub const DIR: &str = "drill";
+const HISTORY: &str = "history";
+
+/// The longest history that is read, in bytes.
+const MAX: u64 = 64 << 20;
+
+/// One drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    pub v: u32,
+    /// Which dump.
+    pub id: DumpId,
+    pub vm: GuestName,
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// When it ended.
+    pub at: Time,
+    pub seconds: u64,
+    /// What the dump holds.
+    pub bytes: u64,
+    /// Where the dump lay, as users write it.
+    pub from: String,
+    /// `good`, or `bad`: it could not be brought back, or is not what was dumped.
+    pub decision: String,
+    pub why: String,
+}
+
+impl Drill {
+    /// A drill of this dump, of which nothing is known yet.
+    pub fn of(dump: &Dump, from: &str, at: Time) -> Self {
+        Self {
+            v: 1,
+            id: dump.id.clone(),
+            vm: dump.vm.clone(),
+            kind: dump.kind.clone(),
+            uid: dump.uid.clone(),
+            at,
+            seconds: 0,
+            bytes: dump.bytes,
+            from: from.to_owned(),
+            decision: String::new(),
+            why: String::new(),
+        }
+    }
+
+    pub fn key(&self) -> GuestKey {
+        GuestKey { vm: self.vm.clone(), kind: self.kind.clone(), uid: self.uid.clone() }
+    }
+}
+
+/// All drills that are noted in `dir`, oldest first; none where it is not there. Lines that cannot be read are left out: what they
+/// told will be drilled again.
+pub fn read(dir: &Path) -> Result<Vec<Drill>> {
+    let top = match std::fs::File::open(dir) {
+        Ok(top) => top,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", dir.display())),
+    };
+    let text = fsio::read_file(top.as_fd(), HISTORY, MAX)?.unwrap_or_default();
+    let mut drills: Vec<Drill> =
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    drills.sort_by_key(|drill| drill.at);
+    Ok(drills)
+}
+
+/// Notes a drill in `dir`, which is there. Only for who holds its lock.
+pub fn append(dir: &Path, drill: &Drill) -> Result<()> {
+    let path = dir.join(HISTORY);
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).with_context(failed)?;
+    // A line that a crash cut off must not swallow this one; empty lines are none.
+    let line = format!("\n{}\n", serde_json::to_string(drill).context("cannot describe a drill")?);
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Stem;
+    use crate::record::Guest;
+
+    #[test]
+    fn a_torn_line_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(&dir.path().join("nowhere")).unwrap(), []);
+        let guest = Guest::new(GuestName::new("web").unwrap(), "qemu", "image");
+        let time: Time = "2026-11-20T01:00:00Z".parse().unwrap();
+        let dump = Dump::of(&guest, time, Stem::of(&guest.vm, time));
+        let drill = Drill { decision: "good".into(), ..Drill::of(&dump, "box", time) };
+        append(dir.path(), &drill).unwrap();
+        let path = dir.path().join(HISTORY);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.clone() + &text[..text.len() / 2]).unwrap();
+        append(dir.path(), &drill).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), [drill.clone(), drill]);
+    }
+}

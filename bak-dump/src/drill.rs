@@ -1,0 +1,323 @@
+//! `bak-restore --drill`: dumps brought back on trial, checked, and removed, so that it is known that they can be.
+//!
+//! What can go wrong is to touch what is not the drill's: a guest, a file, or what an earlier drill was killed over. So one
+//! drill runs at a time; before anything is made it is noted here what will be, under a token that nothing else has; and what
+//! a killed drill has left is removed by its note only where that token proves that it is its own.
+//!
+//! Where things lie: `<store>/.bak/drill/` (without a store, where what was fetched is kept): the lock, the history, and a note
+//! `<token>.json` for each trial that has not ended. Images come back in `<token>/` beside it, or in `.bak-drill/<token>/` of
+//! `--work`.
+
+mod plan;
+
+use anyhow::{Context, Result, anyhow};
+use bak_common::args::Session;
+use bak_common::drills::{self, Drill};
+use bak_common::far::{LimitReached, home};
+use bak_common::fsio;
+use bak_common::jsonl::Writer;
+use bak_common::lock::{Hold, Holder, Lock};
+use bak_common::record::{Dump, Record, Skipped, to_line};
+use bak_common::report::Kind;
+use bak_common::stop::{self, Stopped};
+use bak_common::store::{BAK, Entry, Store};
+use bak_common::table::table;
+use bak_common::units::{show_duration, show_size};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::bar::{bar, step};
+use crate::check::{Compared, compare};
+use crate::driver::{self, Cleared, Trial, image, vzdump};
+use crate::place::Place;
+use plan::Choice;
+
+const LOCK: &str = ".lock";
+/// The directory of ours in one that the user names.
+const OURS: &str = ".bak-drill";
+
+/// What is to be drilled.
+pub struct Request<'a> {
+    pub sample: u64,
+    /// All of the sample together holds no more.
+    pub max_bytes: u64,
+    pub seed: Option<u64>,
+    /// Where to, as drivers understand it.
+    pub to: Option<&'a Path>,
+    pub work: Option<&'a Path>,
+    /// The store of this machine, if it has one.
+    pub store: Option<&'a Path>,
+}
+
+/// Where a drill keeps its notes, locked.
+struct Notes<'a> {
+    session: &'a Session,
+    dir: PathBuf,
+    lock: Lock,
+}
+
+/// Drills a sample of `dumps`, which lie in `place`.
+pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<Entry>) -> Result<()> {
+    let dir = notes_dir(request.store)?;
+    let history = drills::read(&dir)?;
+    let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+    let able = |dump: &Dump| [image::NAME, vzdump::NAME].contains(&dump.driver.as_str());
+    let chosen = plan::choose(&dumps, &history, &able, request, seed);
+    let mut told = Told::default();
+    if session.dry_run {
+        for Choice { entry, decision } in &chosen {
+            let mut dump = (*entry).dump.clone();
+            dump.planned = true;
+            match decision {
+                Ok(why) => note(&mut dump, "drill", why, &[]),
+                Err(_) if !session.explain => continue,
+                Err(why) => dump.skipped = Some(Skipped { why: why.clone() }),
+            }
+            told.tell(session, dump)?;
+        }
+        return told.end(session);
+    }
+    let notes = Notes::open(session, dir)?;
+    notes.clear_all();
+    let mut drilled = 0;
+    for Choice { entry, decision } in &chosen {
+        let mut dump = (*entry).dump.clone();
+        match decision {
+            Err(_) if !session.explain => continue,
+            Err(why) => dump.skipped = Some(Skipped { why: why.clone() }),
+            Ok(_) => {
+                drilled += 1;
+                let (begun, from) = (Instant::now(), place.shown());
+                let outcome = notes.drill(request, place, entry);
+                let mut drill =
+                    Drill { seconds: begun.elapsed().as_secs(), ..Drill::of(&dump, &from, session.clock()) };
+                match outcome {
+                    Err(error) if error.is::<Stopped>() => {
+                        session.report.warn(dump.id.as_str(), &format!("the drill ended: {error:#}"));
+                        break;
+                    }
+                    Err(error) if error.is::<LimitReached>() => {
+                        let why =
+                            "the limit is reached: what has come is kept, and the next drill may go on".to_owned();
+                        dump.skipped = Some(Skipped { why });
+                    }
+                    outcome => {
+                        (drill.decision, drill.why) = match outcome {
+                            Ok(why) => ("good".into(), why),
+                            Err(error) => {
+                                session.report.fail(dump.id.as_str(), &anyhow!("the drill failed: {error:#}"));
+                                ("bad".into(), format!("{error:#}"))
+                            }
+                        };
+                        drills::append(&notes.dir, &drill)?;
+                        let more = [
+                            ("at", json!(drill.at)),
+                            ("seconds", json!(drill.seconds)),
+                            ("bytes", json!(drill.bytes)),
+                            ("from", json!(drill.from)),
+                        ];
+                        note(&mut dump, &drill.decision, &drill.why, &more);
+                    }
+                }
+            }
+        }
+        told.tell(session, dump)?;
+    }
+    if drilled == 0 && stop::caught().is_none() {
+        let why = chosen.iter().find_map(|choice| choice.decision.as_ref().err());
+        let why = why.map_or_else(
+            || "there is no good dump to be drilled".to_owned(),
+            |why| format!("no dump could be drilled: {why}"),
+        );
+        session.report.fail("drill", &anyhow!(why));
+    }
+    told.end(session)
+}
+
+/// Puts the note of a drill into a record.
+fn note(dump: &mut Dump, decision: &str, why: &str, more: &[(&str, Value)]) {
+    let mut note = json!({"decision": decision, "why": why});
+    for (key, value) in more {
+        note[*key] = value.clone();
+    }
+    dump.extra.insert("drill".into(), note);
+}
+
+/// What is printed.
+#[derive(Default)]
+struct Told {
+    rows: Vec<Vec<String>>,
+}
+
+impl Told {
+    fn tell(&mut self, session: &Session, dump: Dump) -> Result<()> {
+        let record = Record::Dump(Box::new(dump));
+        session.report.decided(&to_line(&record));
+        let Record::Dump(dump) = &record else { return Ok(()) };
+        if !session.table {
+            return if session.quiet { Ok(()) } else { Writer::stdout().record(&record) };
+        }
+        let drill = dump.extra.get("drill").unwrap_or(&Value::Null);
+        let text = |key: &str| drill[key].as_str().unwrap_or_default().to_owned();
+        let took = drill["seconds"].as_i64().map(show_duration).unwrap_or_default();
+        let (verdict, why) = match &dump.skipped {
+            Some(skipped) => ("skipped".to_owned(), skipped.why.clone()),
+            None => (text("decision"), text("why")),
+        };
+        self.rows.push(vec![dump.id.to_string(), show_size(dump.bytes), took, verdict, why]);
+        Ok(())
+    }
+
+    fn end(self, session: &Session) -> Result<()> {
+        if !session.table || session.quiet || self.rows.is_empty() {
+            return Ok(());
+        }
+        Writer::stdout().line(&table(&["dump", "size", "took", "drill", "why"], &[1, 2], self.rows))
+    }
+}
+
+/// Where notes are kept; it need not be there.
+fn notes_dir(store: Option<&Path>) -> Result<PathBuf> {
+    match store.filter(|store| store.is_dir()) {
+        Some(store) => Ok(Store::open(store)?.path().join(BAK).join(drills::DIR)),
+        None => Ok(home::caches()?.join("bak").join(drills::DIR)),
+    }
+}
+
+impl<'a> Notes<'a> {
+    fn open(session: &'a Session, dir: PathBuf) -> Result<Self> {
+        let top = home::make(&dir)?;
+        let lock = Lock::take(top.as_fd(), LOCK, Hold::Exclusive, session.wait, "the drill")?;
+        lock.sign(&Holder::me())?;
+        Ok(Self { session, dir, lock })
+    }
+
+    /// Removes what killed drills have left, as far as that is surely theirs. The rest is told of, each time.
+    fn clear_all(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(token) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
+            if let Err(error) = self.clear(token) {
+                self.session.report.fail(&entry.path().display().to_string(), &error);
+            }
+        }
+    }
+
+    fn note_path(&self, token: &str) -> PathBuf {
+        self.dir.join(format!("{token}.json"))
+    }
+
+    /// Removes what the trial with this token has left, then its note.
+    fn clear(&self, token: &str) -> Result<()> {
+        let path = self.note_path(token);
+        let text = fs::read(&path).context("cannot read what a killed drill has noted")?;
+        let note: Value = serde_json::from_slice(&text).context("cannot read what a killed drill has noted")?;
+        if let Some(dir) = note["dir"].as_str().map(Path::new) {
+            // Only ever what is called by the token, which is random: nobody else has made that.
+            if dir.file_name().is_some_and(|name| name == token) {
+                match fs::remove_dir_all(dir) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if let (Some(name), Some(made)) = (note["driver"].as_str(), note["made"].as_object()) {
+            match driver::find(name, &self.session.config)?.clear(token, made)? {
+                Cleared::Gone => {}
+                Cleared::Unsure(what) => {
+                    let how = format!("{what}; then remove {}", path.display());
+                    return Err(Kind::Refused.says(how));
+                }
+            }
+        }
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    /// Brings one dump back on trial.
+    fn drill(&self, request: &Request, place: &mut Place, entry: &Entry) -> Result<String> {
+        let bar = bar(self.session, &entry.dump);
+        match place {
+            Place::Here { store, .. } => {
+                let compared = compare(store, entry, true, &step(&bar, "checking"))?;
+                self.judged(request, store, entry, compared, &bar)
+            }
+            Place::There(source) => {
+                if source.is_spent() {
+                    return Err(LimitReached.into());
+                }
+                let copy = source.fetch(entry, &step(&bar, "fetching"))?;
+                let tried = self.judged(request, &copy.store, &copy.entry, copy.compared.clone(), &bar);
+                copy.remove();
+                tried
+            }
+        }
+    }
+
+    fn judged(
+        &self,
+        request: &Request,
+        store: &Store,
+        entry: &Entry,
+        compared: Compared,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<String> {
+        let sums = match compared {
+            Compared::Differs(why) => return Err(anyhow!(why)),
+            Compared::Same { unhashed } if unhashed.is_empty() => "SHA-256 as recorded",
+            Compared::Same { .. } => "sizes as recorded",
+        };
+        let tried = self.trial(request, store, entry, bar)?;
+        bar.finish_and_clear();
+        Ok(format!("{sums}; {tried}"))
+    }
+
+    fn trial(&self, request: &Request, store: &Store, entry: &Entry, bar: &indicatif::ProgressBar) -> Result<String> {
+        let driver = driver::find(&entry.dump.driver, &self.session.config)?;
+        let token = uuid::Uuid::new_v4().simple().to_string();
+        let above = match request.work {
+            Some(work) => std::path::absolute(work.join(OURS)).context("cannot tell where --work is")?,
+            None => self.dir.clone(),
+        };
+        let dir = above.join(&token);
+        let written = |made: &Map<String, Value>| {
+            let note = json!({"v": 1, "token": token, "id": entry.dump.id, "driver": entry.dump.driver, "dir": dir, "made": made,
+                "at": self.session.clock()});
+            let top = fs::File::open(&self.dir).context("cannot open the directory of drills")?;
+            fsio::write_whole(
+                top.as_fd(),
+                &format!(".{token}.new"),
+                &format!("{token}.json"),
+                note.to_string().as_bytes(),
+            )
+            .context("cannot note what the drill is about to make")
+        };
+        written(&Map::new())?;
+        let made = home::make(&above)
+            .and_then(|_| fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display())));
+        let place = store.path().join(&entry.place);
+        let files: Vec<PathBuf> = entry.dump.files.iter().map(|file| place.join(&file.name)).collect();
+        let tick = step(bar, "drilling");
+        let tried = made.and_then(|()| {
+            driver.drill(&Trial {
+                dump: &entry.dump,
+                files: &files,
+                dir: &dir,
+                to: request.to,
+                token: &token,
+                note: &written,
+                hold: &self.lock,
+                tick: &tick,
+            })
+        });
+        match (tried, self.clear(&token)) {
+            (Ok(_), Err(error)) => Err(error),
+            (Err(error), Err(other)) => Err(error.context(format!("{other:#}"))),
+            (tried, Ok(())) => tried,
+        }
+    }
+}
