@@ -231,7 +231,7 @@ impl<'a> Source<'a> {
             remove(&sidecar)?;
             let before = what_is_there(&place, entry)?;
             self.room(entry, before)?;
-            self.receive(entry, tick)?;
+            self.receive(entry, before > 0, tick)?;
             fs::write(&sidecar, entry.dump.to_sidecar())
                 .with_context(|| format!("cannot write {}", sidecar.display()))?;
             let store = Store::open(&landed)?;
@@ -282,7 +282,7 @@ impl<'a> Source<'a> {
     }
 
     /// Has rsync bring what lacks; again where the line drops.
-    fn receive(&mut self, entry: &Entry, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
+    fn receive(&mut self, entry: &Entry, mut go_on: bool, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
         let names: Vec<String> = entry.dump.files.iter().map(|file| name_of(entry, &file.name)).collect();
         let (what, begun) = (entry.dump.id.as_str(), Instant::now());
         let mut noted = Noted::new(self.attempt(what, Wire::default(), begun, "running"), begun);
@@ -299,7 +299,7 @@ impl<'a> Source<'a> {
                 let done = position.load(std::sync::atomic::Ordering::Relaxed) as f64 / all;
                 tick(Progress { done: done.min(1.0) })
             };
-            let ran = far.receive(&names, work, bounds, &mut watch);
+            let ran = far.receive(&names, work, go_on, bounds, &mut watch);
             let down = matches!(&ran, Ok(ran) if ran.line_down());
             match ran.and_then(|ran| ran.check()) {
                 Err(_) if down && left > 0 && stop::caught().is_none() => {}
@@ -310,7 +310,7 @@ impl<'a> Source<'a> {
             {
                 break Err(error);
             }
-            (left, wait) = (left - 1, wait * 2);
+            (left, wait, go_on) = (left - 1, wait * 2, true);
         };
         self.lost = left == 0 && fetched.is_err();
         let result = match &fetched {

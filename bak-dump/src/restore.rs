@@ -108,7 +108,7 @@ const HELP: &str = "\
 Examples:
   bak-restore web@latest --store /var/lib/vz/dump --to /var/tmp
   bak-restore web@2026-11-20T01:00:00Z --from /mnt/box --to web.raw --format raw -n
-  bak-restore web --from backup@box:/srv/bak --to /var/tmp --bwlimit 20Mbit
+  bak-restore web --from backup@box:/srv/bak --as web-2 --to /var/tmp --bwlimit 20Mbit
   bak-list /mnt/box --latest --json | bak-restore --from /mnt/box --to /srv/images -
   bak-restore --drill --from box --max-bytes 20G     # weekly: does what lies there come back?
 

@@ -10,6 +10,7 @@ use bak_tests::{finish, noise, put_dump};
 use far::*;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -285,4 +286,21 @@ fn a_guest_of_proxmox_on_another_node() {
     assert!(!node.kit.path("pve/qmrestore.args").exists());
     node.run("bak-restore", &[&from[..], &["--as", "200"]].concat()).clean();
     assert!(fs::read(node.content(200)).unwrap() == content);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let far = Far::ready(Way::Ssh);
+    let file = far.dump("web");
+    // Nothing but its first megabyte is there.
+    fs::File::options().append(true).open(&file).unwrap().set_len(64 << 20).unwrap();
+    let mut record = far.record("web");
+    record["bytes"] = (64 << 20).into();
+    record["files"][0]["bytes"] = (64 << 20).into();
+    record["files"][0]["sha256"] = bak_tests::sha256_file(&file).into();
+    fs::write(far.sidecar("web"), record.to_string()).unwrap();
+    far.restore(&["web", "--from", "box", "--to", "web.raw"]).clean();
+    same(&far.kit.path("web.raw"), &file);
+    assert!(far.kit.path("web.raw").metadata().unwrap().blocks() * 512 < 4 << 20);
+    assert!(bytes(&far.fetches("web")[0]) < 2 << 20);
 }

@@ -2,12 +2,14 @@
 
 mod far;
 
-use bak_tests::process::wait_for;
-use bak_tests::{Ran, compact, hex, noise, put_dump};
+use bak_tests::process::{about, wait_for, words};
+use bak_tests::{Ran, compact, put_dump};
 use far::*;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
 
 /// Decision and reason of the only dump.
 #[track_caller]
@@ -21,7 +23,7 @@ fn every_way() {
     for way in WAYS {
         let far = Far::ready(way);
         for vm in ["a", "it's\\b", "-c d", "é*"] {
-            far.dump(&bak_dump_name(vm));
+            far.dump(vm);
         }
         let before = far.counted();
         let ran = far.verify(&["--all"]).clean();
@@ -48,11 +50,6 @@ fn every_way() {
         // Nothing was written over there.
         assert!(!fs::read_to_string(far.sidecar("a")).unwrap().contains("verify"));
     }
-}
-
-/// As a guest of that name lies in a store.
-fn bak_dump_name(vm: &str) -> String {
-    vm.to_owned()
 }
 
 #[test]
@@ -238,31 +235,27 @@ fn another_far_side_and_wrong_words() {
     far.verify(&["--all"]).expect(4).says("this is another far side");
 }
 
-/// What ssh runs over there ends with us.
+/// What ssh runs over there ends with us, however we end.
 #[test]
-fn a_signal_ends_sums_that_are_made_over_there() {
+fn sums_that_are_made_over_there_end_with_us() {
     let far = Far::ready(Way::Ssh);
-    // Eight terabytes of nothing take hours.
-    let file = far.dump("a");
+    // Eight terabytes of nothing take hours. The name is in the words of all that runs over there.
+    let vm = format!("long{}", std::process::id());
+    let file = far.dump(&vm);
     fs::File::options().append(true).open(&file).unwrap().set_len(1 << 43).unwrap();
-    let mut record = far.record("a");
+    let mut record = far.record(&vm);
     record["bytes"] = (1_u64 << 43).into();
     record["files"][0]["bytes"] = (1_u64 << 43).into();
-    record["files"][0]["sha256"] = hex(&Sha256::digest(noise(1, 1))).into();
-    fs::write(far.sidecar("a"), record.to_string()).unwrap();
-    let mut child =
-        far.command("bak-verify", &["--from", "box", "--all"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let of = far.sshd.as_ref().unwrap().pid();
-    let sums = || {
-        bak_tests::process::below(of)
-            .into_iter()
-            .filter(|pid| bak_tests::process::words(*pid).first().is_some_and(|word| word.ends_with("sha256sum")))
-            .count()
-    };
-    wait_for("sha256sum to run over there", || sums() > 0);
-    let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    let status = child.wait().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
-    wait_for("sha256sum over there to end", || sums() == 0);
+    fs::write(far.sidecar(&vm), record.to_string()).unwrap();
+    let below = format!("./{vm}/");
+    let sums = || about(Path::new(&below)).into_iter().filter(|pid| words(*pid)[0] == "sha256sum").count();
+    for signal in ["-TERM", "-KILL"] {
+        let mut command = far.command("bak-verify", &["--from", "box", "--all"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("sha256sum to run over there", || sums() > 0);
+        let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert!(child.wait().unwrap().signal().is_some());
+        wait_for("all that ran over there to end", || about(Path::new(&below)).is_empty());
+    }
 }

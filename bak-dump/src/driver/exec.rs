@@ -196,7 +196,7 @@ impl Driver for Exec {
         let dump = order.dump;
         if !order.there {
             // What a program makes of a dump that it cannot read yet, nobody knows.
-            return Ok(vec![format!("what {} makes of it once it is fetched", self.program)]);
+            return Ok(vec![format!("what {} makes of {} once it is fetched", self.program, dump.id)]);
         }
         let dir = order.files.first().and_then(|file| file.parent()).unwrap_or(Path::new("."));
         let env = Env {
