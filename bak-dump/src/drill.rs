@@ -69,7 +69,7 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
     let mut told = Told::default();
     if session.dry_run {
         for Choice { entry, decision } in &chosen {
-            let mut dump = (*entry).dump.clone();
+            let mut dump = entry.dump.clone();
             dump.planned = true;
             match decision {
                 Ok(why) => note(&mut dump, "drill", why, &[]),
@@ -84,7 +84,7 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
     notes.clear_all();
     let mut drilled = 0;
     for Choice { entry, decision } in &chosen {
-        let mut dump = (*entry).dump.clone();
+        let mut dump = entry.dump.clone();
         match decision {
             Err(_) if !session.explain => continue,
             Err(why) => dump.skipped = Some(Skipped { why: why.clone() }),

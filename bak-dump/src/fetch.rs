@@ -168,6 +168,12 @@ impl<'a> Source<'a> {
         &self.work
     }
 
+    /// Whether something of a dump has been fetched, and lies here.
+    pub fn has_begun(&self, entry: &Entry) -> bool {
+        let place = self.far.lands(&self.work).join(&entry.place);
+        entry.dump.files.iter().any(|file| place.join(&file.name).is_file())
+    }
+
     /// Whether so little is left of the limits that nothing should be begun.
     pub fn is_spent(&self) -> bool {
         self.far.is_spent()

@@ -24,7 +24,7 @@ use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
 use crate::drill::{self, Request};
 use crate::driver::{self, Order, Progress, image};
-use crate::fetch::{Budget, FetchArgs};
+use crate::fetch::{Budget, FetchArgs, Source};
 use crate::origin::{self, Origin};
 use crate::pick::{self, Picked};
 use crate::place::Place;
@@ -346,7 +346,10 @@ fn restore(
         written.extend(planned.iter().cloned());
         return Ok(planned);
     }
-    let kept = |source: &crate::fetch::Source| {
+    let kept = |source: &Source| {
+        if !source.has_begun(entry) {
+            return;
+        }
         let text =
             format!("what was fetched is kept in {}: the same command goes on from there", source.work().display());
         session.report.warn(entry.dump.id.as_str(), &text);

@@ -253,7 +253,8 @@ fn one_fetches_at_a_time() {
     let lock = far.kit.sh("find work -name .lock").clean().out.trim().to_owned();
     let held = fs::File::open(far.kit.path(&lock)).unwrap();
     held.lock().unwrap();
-    far.restore(&args).expect(3).says("what is fetched from");
+    let ran = far.restore(&args).expect(3).says("what is fetched from");
+    assert!(!ran.err.contains("is kept"), "nothing came: {}", ran.err);
     drop(held);
     far.restore(&args).clean();
 }
@@ -286,6 +287,23 @@ fn a_guest_of_proxmox_on_another_node() {
     assert!(!node.kit.path("pve/qmrestore.args").exists());
     node.run("bak-restore", &[&from[..], &["--as", "200"]].concat()).clean();
     assert!(fs::read(node.content(200)).unwrap() == content);
+}
+
+/// To bring back, and to verify, it is enough to be let read.
+#[test]
+fn where_nothing_may_be_written() {
+    for way in [Way::Rrsync, Way::Daemon] {
+        let far = Far::ready(way);
+        let file = far.dump("web");
+        match &far.rsyncd {
+            Some(daemon) => daemon.reconfigure("read only = no", "read only = yes"),
+            None => far.sshd.as_ref().unwrap().force(&format!("/usr/bin/rrsync -ro {}", far.far().display())),
+        }
+        far.restore(&["web", "--from", "box", "--to", "web.raw"]).clean();
+        same(&far.kit.path("web.raw"), &file);
+        far.verify(&["--all"]).clean();
+        assert!(far.left().is_empty());
+    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Verifier<'_> {
         let verdicts = std::mem::take(&mut self.unmarked);
         let Place::There(source) = &mut self.place else { return };
         if let Err(error) = source.mark(&verdicts) {
-            self.session.report.fail(&source.shown().to_owned(), &error);
+            self.session.report.fail(source.shown(), &error);
         }
     }
 }
