@@ -24,6 +24,7 @@ use bak_common::command::{Event, Finished, Program};
 use bak_common::config::{self, Config};
 use bak_common::name::GuestName;
 use bak_common::record::Guest;
+use bak_common::report::Kind;
 use rustix::process::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -158,6 +159,8 @@ impl Driver for Vbox {
     }
 
     fn list(&self) -> Result<Listed> {
+        // Said once here rather than for every guest.
+        drop(Program::new(PROGRAM).map_err(|error| Kind::Usage.of(error))?);
         let mut listed = Listed::default();
         let mut by_name: BTreeMap<GuestName, Vec<Guest>> = BTreeMap::new();
         for Machine { uuid, info } in self.machines()? {

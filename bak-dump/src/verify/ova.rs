@@ -68,13 +68,14 @@ fn judge(manifest: &str, sums: &BTreeMap<String, Sums>) -> Found {
     for line in manifest.lines().map(str::trim).filter(|line| !line.is_empty()) {
         // A name may hold anything, so the line is read from its ends.
         let parsed = line.rsplit_once('=').and_then(|(head, sum)| {
-            Some((head.trim_end().strip_suffix(')')?.split_once('(')?, sum.trim()))
+            let (algorithm, name) = head.trim_end().strip_suffix(')')?.split_once('(')?;
+            Some((algorithm.trim_end(), name, sum.trim()))
         });
-        let Some(((algorithm, name), expected)) = parsed else {
+        let Some((algorithm, name, expected)) = parsed else {
             return Found::Bad(format!("a line of its manifest cannot be read: {line}"));
         };
         let Some(there) = sums.get(name) else { return Found::Bad(format!("{name} of its manifest is not in it")) };
-        match there.get(algorithm.trim().to_ascii_uppercase().as_str()) {
+        match there.get(algorithm.to_ascii_uppercase().as_str()) {
             Some(sum) if *sum == expected.to_ascii_lowercase() => compared += 1,
             Some(sum) => {
                 return Found::Bad(format!("{name} in it is damaged: its {algorithm} is {sum} instead of {expected}"));

@@ -47,7 +47,10 @@ fn plan(order: &Order, machines: &[Machine]) -> Result<Plan> {
     let [ova] = order.files else {
         bail!("a dump of VirtualBox is one OVA, and this one has {} files", order.files.len())
     };
-    ensure!(order.format.is_none(), Status::Usage.says("--format is for disk images: VirtualBox restores what it exported"));
+    ensure!(
+        order.format.is_none(),
+        Status::Usage.says("--format is for disk images: VirtualBox restores what it exported")
+    );
     // Where a prefix was put before its name, `name` is its own.
     let own = order.dump.name.as_deref().unwrap_or(order.dump.vm.as_str());
     let name = order.name.map_or(own, |name| name.as_str()).to_owned();

@@ -56,7 +56,10 @@ impl Info {
             info.get("UUID").unwrap_or_default()
         );
         for key in ["name", "UUID", "VMState"] {
-            ensure!(info.get(key).is_some_and(|value| !value.is_empty()), "VBoxManage showvminfo does not tell its {key}");
+            ensure!(
+                info.get(key).is_some_and(|value| !value.is_empty()),
+                "VBoxManage showvminfo does not tell its {key}"
+            );
         }
         Ok(info)
     }

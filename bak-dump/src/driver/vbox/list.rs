@@ -5,7 +5,7 @@
 
 use anyhow::{Result, bail};
 
-/// UUIDs in the order of the list. Where a name imitates the end of an entry there may be one that no machine has.
+/// UUIDs in the order of the list, each once. Where a name imitates the end of an entry there may be one that no machine has.
 pub fn uuids(text: &str) -> Result<Vec<&str>> {
     let mut found = Vec::new();
     let mut open = false;
@@ -20,7 +20,9 @@ pub fn uuids(text: &str) -> Result<Vec<&str>> {
         }
         open = true;
         if let Some(uuid) = last(line) {
-            found.push(uuid);
+            if !found.contains(&uuid) {
+                found.push(uuid);
+            }
             open = false;
         }
     }
@@ -41,7 +43,10 @@ pub fn is_uuid(text: &str) -> bool {
     let lengths = [8, 4, 4, 4, 12];
     let parts: Vec<&str> = text.split('-').collect();
     parts.len() == lengths.len()
-        && parts.iter().zip(lengths).all(|(part, length)| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit()))
+        && parts
+            .iter()
+            .zip(lengths)
+            .all(|(part, length)| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -53,12 +58,14 @@ mod tests {
 
     #[test]
     fn names_of_all_kinds() {
-        for name in ["web", "VM of \"two\" words", "a} {b", "Köln 東京", "two\nlines\n", "\n", "", "a\\", "-x", "{x}\" {y"] {
+        for name in
+            ["web", "VM of \"two\" words", "a} {b", "Köln 東京", "two\nlines\n", "\n", "", "a\\", "-x", "{x}\" {y"]
+        {
             let text = format!("\"{name}\" {{{A}}}\n\"other\" {{{B}}}\n");
             assert_eq!(uuids(&text).unwrap(), [A, B], "{name:?}");
         }
         // It cannot be told from two; the one that is none is found out later.
-        assert_eq!(uuids(&format!("\"x\" {{{B}}}\n\" {{{A}}}\n")).unwrap(), [B, A]);
+        assert_eq!(uuids(&format!("\"x\" {{{B}}}\n\" {{{A}}}\n\"b\" {{{B}}}\n")).unwrap(), [B, A]);
     }
 
     #[test]
