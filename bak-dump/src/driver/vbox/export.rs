@@ -110,7 +110,7 @@ fn finish(dir: &File, job: &Job) -> Result<(u64, String)> {
 /// Whether a tar archive ends as it should.
 fn ends_well(file: &File, size: u64) -> Result<()> {
     let mut end = [1; 2 * BLOCK as usize];
-    let whole = size % BLOCK == 0 && size > 2 * BLOCK;
+    let whole = size.is_multiple_of(BLOCK) && size > 2 * BLOCK;
     if whole {
         file.read_exact_at(&mut end, size - 2 * BLOCK).context("cannot read back what it made")?;
     }
