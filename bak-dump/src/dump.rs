@@ -213,8 +213,13 @@ fn finish(session: &Session, done: usize) -> u8 {
 }
 
 /// Nothing to dump where everything was asked for: the images may not be mounted.
-fn nothing() -> anyhow::Error {
-    Kind::Usage.says("there is no guest to dump: is everything mounted?")
+fn nothing(driver: &str) -> anyhow::Error {
+    let ask = if driver == vbox::NAME {
+        "VirtualBox knows each user's machines apart: do they belong to the user who runs this?"
+    } else {
+        "is everything mounted?"
+    };
+    Kind::Usage.says(format!("there is no guest to dump: {ask}"))
 }
 
 #[cfg(test)]

@@ -100,7 +100,10 @@ fn guests_that_cannot_be_told() {
     assert_eq!(ran.err.lines().count(), 4, "{}", ran.err);
     // By name, what else is wrong does not matter.
     assert_eq!(host.run("bak-guests", &["db"]).clean().column("vm"), ["db"]);
-    host.kit.write("vbox/lists-garbage", "");
+    host.kit.write("vbox/lists", "fails");
+    let why = "bak-guests: VBoxManage list vms failed: Failed to create the VirtualBox object! (NS_ERROR_SOCKET_FAIL)";
+    host.run("bak-guests", &[]).expect(1).says(why);
+    host.kit.write("vbox/lists", "garbage");
     host.run("bak-guests", &[]).expect(1).says("cannot read what VBoxManage list vms prints: Segmentation something");
     // A prefix makes names of several hosts differ.
     let other = Host::new();
@@ -115,6 +118,10 @@ fn guests_that_cannot_be_told() {
 fn no_virtualbox_here() {
     let ran = Host::new().kit.run("bak-guests", ["--driver", "vbox"]).expect(2);
     assert_eq!(ran.err, "bak-guests: cannot find VBoxManage: install the package virtualbox\n");
+    // Or none of this user's.
+    let host = Host::new();
+    assert_eq!(host.run("bak-guests", &[]).clean().out, "");
+    dump(&host, &["--all"]).expect(2).says("do they belong to the user who runs this?");
 }
 
 #[test]

@@ -62,7 +62,10 @@ impl Host {
 
     /// Sets what the stand-in knows of a machine: `state` to `running`, `behave` to `hangs`.
     pub fn set(&self, number: u32, what: &str, to: &str) -> &Self {
-        fs::write(self.file(number, what), to).unwrap();
+        // Whoever reads it meanwhile has the old text or this one.
+        let new = self.file(number, ".new");
+        fs::write(&new, to).unwrap();
+        fs::rename(new, self.file(number, what)).unwrap();
         self
     }
 
