@@ -8,9 +8,9 @@
 //! the limits, and go again.
 
 mod far;
-mod format;
+pub(crate) mod format;
 mod judge;
-mod ova;
+pub(crate) mod ova;
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Limits, Picks, Places, Session};
