@@ -66,67 +66,28 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
     let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
     let able = |dump: &Dump| [image::NAME, vzdump::NAME].contains(&dump.driver.as_str());
     let chosen = plan::choose(&dumps, &history, &able, request, seed);
-    let mut told = Told::default();
-    if session.dry_run {
-        for Choice { entry, decision } in &chosen {
-            let mut dump = entry.dump.clone();
-            dump.planned = true;
-            match decision {
-                Ok(why) => note(&mut dump, "drill", why, &[]),
-                Err(_) if !session.explain => continue,
-                Err(why) => dump.skipped = Some(Skipped { why: why.clone() }),
-            }
-            told.tell(session, dump)?;
-        }
-        return told.end(session);
+    let (mut told, mut drilled) = (Told::default(), 0);
+    let notes = if session.dry_run { None } else { Some(Notes::open(session, dir)?) };
+    if let Some(notes) = &notes {
+        notes.clear_all();
     }
-    let notes = Notes::open(session, dir)?;
-    notes.clear_all();
-    let mut drilled = 0;
     for Choice { entry, decision } in &chosen {
         let mut dump = entry.dump.clone();
-        match decision {
-            Err(_) if !session.explain => continue,
-            Err(why) => dump.skipped = Some(Skipped { why: why.clone() }),
-            Ok(_) => {
+        dump.planned = session.dry_run;
+        match (decision, &notes) {
+            (Err(_), _) if !session.explain => continue,
+            (Err(why), _) => dump.skipped = Some(Skipped { why: why.clone() }),
+            (Ok(why), None) => note(&mut dump, "drill", why, &[]),
+            (Ok(_), Some(notes)) => {
                 drilled += 1;
-                let (begun, from) = (Instant::now(), place.shown());
-                let outcome = notes.drill(request, place, entry);
-                let mut drill =
-                    Drill { seconds: begun.elapsed().as_secs(), ..Drill::of(&dump, &from, session.clock()) };
-                match outcome {
-                    Err(error) if error.is::<Stopped>() => {
-                        session.report.warn(dump.id.as_str(), &format!("the drill ended: {error:#}"));
-                        break;
-                    }
-                    Err(error) if error.is::<LimitReached>() => {
-                        let why =
-                            "the limit is reached: what has come is kept, and the next drill may go on".to_owned();
-                        dump.skipped = Some(Skipped { why });
-                    }
-                    outcome => {
-                        (drill.decision, drill.why) = match outcome {
-                            Ok(why) => ("good".into(), why),
-                            Err(error) => {
-                                session.report.fail(dump.id.as_str(), &anyhow!("the drill failed: {error:#}"));
-                                ("bad".into(), format!("{error:#}"))
-                            }
-                        };
-                        drills::append(&notes.dir, &drill)?;
-                        let more = [
-                            ("at", json!(drill.at)),
-                            ("seconds", json!(drill.seconds)),
-                            ("bytes", json!(drill.bytes)),
-                            ("from", json!(drill.from)),
-                        ];
-                        note(&mut dump, &drill.decision, &drill.why, &more);
-                    }
+                if !notes.outcome(request, place, entry, &mut dump)? {
+                    break;
                 }
             }
         }
         told.tell(session, dump)?;
     }
-    if drilled == 0 && stop::caught().is_none() {
+    if drilled == 0 && !session.dry_run && stop::caught().is_none() {
         let why = chosen.iter().find_map(|choice| choice.decision.as_ref().err());
         let why = why.map_or_else(
             || "there is no good dump to be drilled".to_owned(),
@@ -238,7 +199,44 @@ impl<'a> Notes<'a> {
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
 
-    /// Brings one dump back on trial.
+    /// Brings one dump back on trial, and says in `dump` and in the history what came of it; false if we were asked to end.
+    fn outcome(&self, request: &Request, place: &mut Place, entry: &Entry, dump: &mut Dump) -> Result<bool> {
+        let (begun, from, id) = (Instant::now(), place.shown(), entry.dump.id.as_str());
+        let tried = self.drill(request, place, entry);
+        let (decision, why) = match tried {
+            Ok(why) => ("good", why),
+            Err(error) if error.is::<Stopped>() => {
+                self.session.report.warn(id, &format!("the drill ended: {error:#}"));
+                return Ok(false);
+            }
+            Err(error) if error.is::<LimitReached>() => {
+                let why = "the limit is reached: what has come is kept, and the next drill may go on".to_owned();
+                dump.skipped = Some(Skipped { why });
+                return Ok(true);
+            }
+            Err(error) => {
+                self.session.report.fail(id, &anyhow!("the drill failed: {error:#}"));
+                ("bad", format!("{error:#}"))
+            }
+        };
+        let drill = Drill {
+            seconds: begun.elapsed().as_secs(),
+            decision: decision.to_owned(),
+            why,
+            ..Drill::of(dump, &from, self.session.clock())
+        };
+        drills::append(&self.dir, &drill)?;
+        let more = [
+            ("at", json!(drill.at)),
+            ("seconds", json!(drill.seconds)),
+            ("bytes", json!(drill.bytes)),
+            ("from", json!(drill.from)),
+        ];
+        note(dump, decision, &drill.why, &more);
+        Ok(true)
+    }
+
+    /// Brings one dump back on trial; what was found.
     fn drill(&self, request: &Request, place: &mut Place, entry: &Entry) -> Result<String> {
         let bar = bar(self.session, &entry.dump);
         match place {

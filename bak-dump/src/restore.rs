@@ -4,33 +4,34 @@
 //! check every file against its SHA-256, plan again what only they could tell, and only then let the driver write. No lock
 //! is taken on a store: dumps are immutable, and one that is removed meanwhile fails its check.
 
-use anyhow::{Result, anyhow, bail};
-use bak_common::args::{Common, Limits, Places, Session};
+use anyhow::{Result, anyhow};
+use bak_common::args::{Common, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
-use bak_common::name::{GuestName, printable};
+use bak_common::name::GuestName;
 use bak_common::record::{Dump, Record, to_line};
 use bak_common::report::{Kind, status};
-use bak_common::select::{Filter, Selector};
 use bak_common::stop;
-use bak_common::store::{Entry, Listing, Store, Unreadable};
+use bak_common::store::{Entry, Listing, Unreadable};
 use bak_common::table::table;
-use bak_common::units::{Size, show_size};
+use bak_common::units::show_size;
 use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::bar::{bar, step};
-use crate::check::{Compared, compare};
-use crate::drill::{self, Request};
-use crate::driver::{self, Order, Progress, image};
+use crate::driver::image;
 use crate::fetch::{Budget, FetchArgs, Source};
-use crate::origin::{self, Origin};
+use crate::origin;
 use crate::pick::{self, Picked};
 use crate::place::Place;
 use sources::Sources;
+use trial::DrillArgs;
+use work::Work;
 
 mod sources;
+mod trial;
+mod work;
 
 /// Bring dumps back
 ///
@@ -79,27 +80,6 @@ struct Cli {
     common: Common,
 }
 
-#[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Drill")]
-struct DrillArgs {
-    /// Bring a sample of the newest good dumps back on trial, check and remove them: images in a directory of ours, guests of Proxmox
-    /// under a free number with their network down, never started. Names, patterns and ids say of which guests [default: all]; without
-    /// --from from the store
-    #[arg(long, conflicts_with_all = ["new_name", "format", "force"])]
-    drill: bool,
-    /// How many; those that were not drilled for longest go first
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "drill")]
-    sample: u64,
-    /// All of the sample together may hold so much
-    #[arg(long, value_name = "SIZE", default_value = "20G", requires = "drill")]
-    max_bytes: Size,
-    /// Leave nothing to chance
-    #[arg(long, value_name = "N", requires = "drill")]
-    seed: Option<u64>,
-    #[command(flatten)]
-    limits: Limits,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     Raw,
@@ -134,7 +114,7 @@ pub fn main() -> Result<u8> {
     let cli = Cli::parse();
     let session = cli.common.session("bak-restore")?;
     if cli.drill.drill {
-        return drill_some(&cli, &session);
+        return trial::drill_some(&cli, &session);
     }
     if !cli.drill.limits.limit.is_empty() {
         return Err(Kind::Usage.says("--limit is for --drill: no limit refuses to bring a dump back"));
@@ -151,40 +131,6 @@ pub fn main() -> Result<u8> {
         let wanted = wanted(&cli, &session, &mut sources, said)?;
         restore_all(&cli, &session, &mut sources, wanted)?;
     }
-    Ok(session.report.finish(|n| format!("{n} failed; see above")))
-}
-
-/// Brings a sample back on trial.
-fn drill_some(cli: &Cli, session: &Session) -> Result<u8> {
-    if cli.dumps.iter().any(|text| text == "-") {
-        return Err(Kind::Usage.says("--drill does not read standard input: name guests, or none"));
-    }
-    let mut origin = match &cli.from {
-        Some(from) => origin::origin(from, &cli.places, session)?,
-        None => Origin::Dir(cli.places.store(&session.config)?),
-    };
-    if let Origin::Far(place) = &mut origin {
-        cli.drill.limits.apply(std::slice::from_mut(&mut place.dest))?;
-    }
-    stop::heed()?;
-    let mut place = Place::open(session, origin, &cli.fetch, Budget::Within)?;
-    let listing = place.take_listing();
-    listing.report_at(std::path::Path::new(&place.shown()), &session.report);
-    let selector = Selector::new(&cli.dumps, Filter::default(), cli.dumps.is_empty())?;
-    let dumps: Vec<Entry> = listing.dumps.into_iter().filter(|entry| selector.matches(&entry.dump)).collect();
-    for text in selector.unmatched() {
-        session.report.fail(text, &anyhow!("no dump matches it"));
-    }
-    let store = cli.places.store(&session.config).ok();
-    let request = Request {
-        sample: cli.drill.sample,
-        max_bytes: cli.drill.max_bytes.0,
-        seed: cli.drill.seed,
-        to: cli.to.as_deref(),
-        work: cli.fetch.work.as_deref(),
-        store: store.as_deref(),
-    };
-    drill::run(session, &request, &mut place, dumps)?;
     Ok(session.report.finish(|n| format!("{n} failed; see above")))
 }
 
@@ -332,7 +278,7 @@ fn restore(
     let work = Work { cli, session, bar: &bar };
     let source = match place {
         Place::Here { store, .. } => {
-            let planned = work.plan(store, entry, true, written)?;
+            let planned = work.plan(store, entry, written)?;
             if session.dry_run {
                 written.extend(planned.iter().cloned());
                 return Ok(planned);
@@ -363,115 +309,12 @@ fn restore(
         return Err(error.context(format!("was fetched from {}, and is no good", source.shown())));
     }
     let written =
-        work.plan(&copy.store, &copy.entry, true, written).and_then(|_| work.write(&copy.store, &copy.entry, written));
+        work.plan(&copy.store, &copy.entry, written).and_then(|_| work.write(&copy.store, &copy.entry, written));
     match &written {
         Ok(_) => copy.remove(),
         Err(_) => kept(source),
     }
     written
-}
-
-/// What it takes to bring one dump back.
-struct Work<'a> {
-    cli: &'a Cli,
-    session: &'a Session,
-    bar: &'a indicatif::ProgressBar,
-}
-
-impl Work<'_> {
-    /// Says what would be made of a dump that lies in `store`.
-    fn plan(&self, store: &Store, entry: &Entry, there: bool, written: &HashSet<String>) -> Result<Vec<String>> {
-        self.planned(files(&store.path().join(&entry.place), entry), entry, there, written)
-    }
-
-    /// The same of one that is still to be fetched into `dir`.
-    fn plan_unfetched(&self, dir: &std::path::Path, entry: &Entry, written: &HashSet<String>) -> Result<Vec<String>> {
-        self.planned(files(&dir.join(&entry.place), entry), entry, false, written)
-    }
-
-    fn planned(
-        &self,
-        files: Vec<PathBuf>,
-        entry: &Entry,
-        there: bool,
-        written: &HashSet<String>,
-    ) -> Result<Vec<String>> {
-        let planned = self.drive(&files, entry, true, there, &step(self.bar, "planning"))?;
-        if let Some(twice) = planned.iter().find(|path| written.contains(*path)) {
-            bail!("{twice} was written by this run already, from another dump");
-        }
-        Ok(planned)
-    }
-
-    /// Compares every file with the dump's record, whole.
-    fn check(&self, store: &Store, entry: &Entry) -> Result<()> {
-        self.judge(entry, compare(store, entry, true, &step(self.bar, "checking"))?)
-    }
-
-    fn judge(&self, entry: &Entry, compared: Compared) -> Result<()> {
-        match compared {
-            Compared::Differs(why) => bail!("{why}"),
-            Compared::Same { unhashed } => {
-                for name in unhashed {
-                    let text = format!("{name} has no SHA-256 in its record: only its size was checked");
-                    self.session.report.warn(entry.dump.id.as_str(), &text);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn write(&self, store: &Store, entry: &Entry, written: &mut HashSet<String>) -> Result<Vec<String>> {
-        let files = files(&store.path().join(&entry.place), entry);
-        let made = self.drive(&files, entry, false, true, &step(self.bar, "writing"))?;
-        written.extend(made.iter().cloned());
-        self.bar.finish_and_clear();
-        Ok(made)
-    }
-
-    /// Has the driver that made the dump bring it back, or say what it would do.
-    fn drive(
-        &self,
-        files: &[PathBuf],
-        entry: &Entry,
-        dry_run: bool,
-        there: bool,
-        tick: &(dyn Fn(Progress) -> Result<()> + Sync),
-    ) -> Result<Vec<String>> {
-        let cli = self.cli;
-        let format = cli.format.and_then(|format| format.to_possible_value());
-        by_driver(
-            self.session,
-            &Order {
-                dump: &entry.dump,
-                files,
-                name: cli.new_name.as_ref(),
-                to: cli.to.as_deref(),
-                format: format.as_ref().map(|value| value.get_name()),
-                force: cli.force,
-                dry_run,
-                there,
-                hold: None,
-                tick,
-            },
-        )
-    }
-}
-
-fn files(dir: &std::path::Path, entry: &Entry) -> Vec<PathBuf> {
-    entry.dump.files.iter().map(|file| dir.join(&file.name)).collect()
-}
-
-/// Has the driver that made the dump bring it back.
-fn by_driver(session: &Session, order: &Order) -> Result<Vec<String>> {
-    find_driver(session, &order.dump.driver)?.restore(order)
-}
-
-/// The driver that made a dump.
-fn find_driver(session: &Session, name: &str) -> Result<Box<dyn driver::Driver>> {
-    driver::find(name, &session.config).map_err(|error| {
-        anyhow!("it was made by the driver `{}`, which cannot be used here: {error:#}", printable(name))
-    })
 }
 
 #[cfg(test)]
