@@ -71,6 +71,7 @@ pub enum Budget {
 /// A far side that was reached and listed.
 pub struct Source<'a> {
     session: &'a Session,
+    budget: Budget,
     dest: Destination,
     shown: String,
     outbox: Option<Outbox>,
@@ -125,9 +126,8 @@ impl<'a> Source<'a> {
             identity::is_right(there.clone(), expected.as_ref())?;
         }
         let ledger = match ledger(session, &dest, outbox.as_ref()) {
-            // As on a disk that is full, or read only: no reason not to bring a machine back.
             Err(error) if budget == Budget::Counted => {
-                session.report.warn(&dest.name, &format!("what is fetched is not in the ledger: {error:#}"));
+                unnoted(session, &dest, &error);
                 None
             }
             ledger => ledger?,
@@ -137,6 +137,7 @@ impl<'a> Source<'a> {
         let work = args.work.as_ref().map_or_else(|| home.join("fetched"), |dir| dir.join(OURS).join(id));
         let mut source = Self {
             session,
+            budget,
             dest,
             shown,
             outbox,
@@ -212,7 +213,20 @@ impl<'a> Source<'a> {
         let wire = self.far.take_wire();
         let line = self.attempt(what, wire, begun, result);
         let Some(ledger) = &mut self.ledger else { return Ok(()) };
-        ledger.append(&Line::Attempt(line))
+        let noted = ledger.append(&Line::Attempt(line));
+        self.noted(noted)
+    }
+
+    /// A ledger that cannot be written, as on a full disk, is no reason not to bring a machine back.
+    fn noted(&mut self, result: Result<()>) -> Result<()> {
+        match result {
+            Err(error) if self.budget == Budget::Counted => {
+                self.ledger = None;
+                unnoted(self.session, &self.dest, &error);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Of no dump, as by dumps the ledger tells what sending them has cost.
@@ -294,19 +308,25 @@ impl<'a> Source<'a> {
         let mut noted = Noted::new(self.attempt(what, Wire::default(), begun, "running"), begun);
         let (position, all) = (self.far.position(), entry.dump.bytes.max(1) as f64);
         let mut wait = FIRST_WAIT;
-        let mut left = RETRIES;
+        let (mut left, budget) = (RETRIES, self.budget);
         let fetched = loop {
             let Self { far, ledger, lock, work, .. } = &mut *self;
+            let mut unnoted = Ok(());
             let bounds = lock.as_ref().map_or_else(Bounds::default, Bounds::under);
             let mut watch = |wire| {
-                if let Some(ledger) = ledger {
-                    noted.at(ledger, wire)?;
+                if let Some(ledger) = ledger.as_mut().filter(|_| unnoted.is_ok()) {
+                    unnoted = noted.at(ledger, wire);
+                }
+                if budget == Budget::Within && unnoted.is_err() {
+                    bail!("what crosses cannot be noted in the ledger");
                 }
                 let done = position.load(std::sync::atomic::Ordering::Relaxed) as f64 / all;
                 tick(Progress { done: done.min(1.0) })
             };
             let ran = far.receive(&names, work, go_on, bounds, &mut watch);
+            self.noted(unnoted)?;
             let down = matches!(&ran, Ok(ran) if ran.line_down());
+            self.lost = down;
             match ran.and_then(|ran| ran.check()) {
                 Err(_) if down && left > 0 && stop::caught().is_none() => {}
                 end => break end,
@@ -318,7 +338,6 @@ impl<'a> Source<'a> {
             }
             (left, wait, go_on) = (left - 1, wait * 2, true);
         };
-        self.lost = left == 0 && fetched.is_err();
         let result = match &fetched {
             Ok(()) => "done",
             Err(error) if error.is::<LimitReached>() => "cut",
@@ -384,6 +403,10 @@ fn pace(args: &FetchArgs, dest: &Destination, budget: Budget) -> Result<Option<T
 fn ledger(session: &Session, dest: &Destination, outbox: Option<&Outbox>) -> Result<Option<ledger::Writer>> {
     let path = outbox.map(Outbox::ledger).or_else(|| dest.ledger.clone().filter(|path| path.is_dir()));
     path.map(|path| ledger::Writer::open(&path, &session.config.node(), session.clock())).transpose()
+}
+
+fn unnoted(session: &Session, dest: &Destination, error: &anyhow::Error) {
+    session.report.warn(&dest.name, &format!("what is fetched is not in the ledger: {error:#}"));
 }
 
 /// What a far side is called here that says nothing of what it is.

@@ -306,6 +306,20 @@ fn where_nothing_may_be_written() {
     }
 }
 
+/// A machine comes back also where nothing can be counted; what keeps to limits needs the count.
+#[test]
+fn a_ledger_that_cannot_be_written() {
+    let far = Far::ready(Way::Daemon);
+    let file = far.dump("web");
+    let ledger = far.outbox().join(".bak/ledger");
+    fs::remove_dir_all(&ledger).unwrap();
+    fs::write(&ledger, "").unwrap();
+    let ran = far.restore(&["web", "--from", "box", "--to", "web.raw"]).expect(0);
+    assert!(ran.err.contains("box: what is fetched is not in the ledger: "), "{}", ran.err);
+    same(&far.kit.path("web.raw"), &file);
+    far.verify(&["--all"]).expect(1).says("ledger");
+}
+
 #[test]
 fn holes_stay_holes() {
     let far = Far::ready(Way::Ssh);
