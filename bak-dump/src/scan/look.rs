@@ -1,0 +1,313 @@
+//! Looks at a store's directories and at the files that may be dumps. Nothing is changed, and nothing is locked: whatever is
+//! seen here may be gone or another when it is adopted, which is looked at again then.
+
+use anyhow::{Context, Result};
+use bak_common::fsio::{self, FileMark};
+use bak_common::name::{SIDECAR, Stem, is_component};
+use bak_common::record::Dump;
+use bak_common::store::{Inode, Store};
+use rustix::fs::FileType;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::ending::{self, Ending};
+use super::header;
+use super::judge::{Evidence, Judged, Look, Terms, judge};
+use super::name::Pattern;
+use super::sort::{Candidate, sort};
+use crate::driver::vzdump::{self, Kind};
+
+const DEPTH_MAX: usize = 32;
+/// Of a longer log so many bytes are read at its beginning and at its end.
+const LOG_PART: usize = 32 << 10;
+/// The longest notes that are taken over, in bytes.
+const NOTES_MAX: u64 = 4 << 10;
+
+/// A file that is no dump, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    pub place: String,
+    pub file: String,
+    pub why: String,
+}
+
+/// What the directories of a store hold by their names.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub candidates: Vec<Candidate>,
+    pub left: Vec<Left>,
+    /// Where the stems that have a sidecar lie.
+    pub known: HashMap<String, String>,
+    /// Directories that could not be read, by their path below the top.
+    pub failed: Vec<(String, anyhow::Error)>,
+}
+
+/// Walks through a store.
+pub fn walk(store: &Store, patterns: &[Pattern]) -> Result<Seen> {
+    let busy = store.busy()?;
+    let device = rustix::fs::fstat(store.top()).context("cannot look at the store")?.st_dev;
+    let mut seen = Seen::default();
+    let mut places = vec![(String::new(), 0)];
+    while let Some((place, depth)) = places.pop() {
+        let read = || -> Result<Option<(bool, Vec<(String, FileType)>)>> {
+            let dir = match fsio::open_place(store.top(), &place) {
+                Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOENT) => return Ok(None),
+                dir => dir?,
+            };
+            let same = rustix::fs::fstat(&dir).context("cannot look at the directory")?.st_dev == device;
+            anyhow::ensure!(depth <= DEPTH_MAX, "directories are nested too deeply");
+            Ok(Some((same, fsio::names(dir.as_fd()).context("cannot list the directory")?)))
+        };
+        let names = match read() {
+            Ok(Some((true, names))) => names,
+            Ok(Some((false, _))) => {
+                let why = "lies on another file system than the top of the store".into();
+                seen.left.push(Left { place: String::new(), file: place, why });
+                continue;
+            }
+            Ok(None) => continue,
+            Err(error) => {
+                seen.failed.push((place, error));
+                continue;
+            }
+        };
+        let sorted = sort(&place, &names, patterns, &|stem: &Stem| busy.why(&place, stem));
+        seen.candidates.extend(sorted.candidates);
+        let left = |(file, why)| Left { place: place.clone(), file, why };
+        seen.left.extend(sorted.left.into_iter().map(left));
+        for (name, kind) in names.into_iter().filter(|(name, _)| is_component(name)) {
+            if kind == FileType::Directory {
+                // vzdump's own, while it works.
+                if name.ends_with(".tmp") {
+                    let why = "vzdump is working in it, or died while it did".into();
+                    seen.left.push(Left { place: place.clone(), file: name, why });
+                } else {
+                    places.push((if place.is_empty() { name } else { format!("{place}/{name}") }, depth + 1));
+                }
+            } else if let Some(stem) = name.strip_suffix(SIDECAR) {
+                seen.known.insert(stem.to_owned(), place.clone());
+            }
+        }
+    }
+    seen.candidates.sort_by(|a, b| (&a.place, &a.stem).cmp(&(&b.place, &b.stem)));
+    Ok(seen)
+}
+
+/// A candidate that is a dump, as far as can be seen.
+#[derive(Clone, Debug)]
+pub struct Prospect {
+    pub candidate: Candidate,
+    pub dump: Dump,
+    pub proof: Vec<&'static str>,
+    pub marks: Vec<FileMark>,
+    pub inodes: Vec<Inode>,
+    /// Nobody may have it open for writing.
+    pub doubtful: bool,
+}
+
+/// Looks at all candidates, with as many threads as there are processors. One result each, in order: what it is, or why it is
+/// none; an error is what could not be read.
+pub fn examine(store: &Store, candidates: Vec<Candidate>, terms: &Terms) -> Vec<Result<Result<Prospect, Left>>> {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
+    let size = candidates.len().div_ceil(threads).max(1);
+    let one_by_one = |some: Vec<Candidate>| {
+        let mut dirs = Dirs { store, last: None };
+        some.into_iter().map(|candidate| examine_one(&mut dirs, candidate, terms)).collect::<Vec<_>>()
+    };
+    let mut parts: Vec<Vec<Candidate>> = Vec::new();
+    let mut rest = candidates.into_iter();
+    loop {
+        let part: Vec<Candidate> = rest.by_ref().take(size).collect();
+        if part.is_empty() {
+            break;
+        }
+        parts.push(part);
+    }
+    if parts.len() < 2 {
+        return parts.into_iter().flat_map(one_by_one).collect();
+    }
+    std::thread::scope(|scope| {
+        let spawn = |part: Vec<Candidate>| (part.len(), scope.spawn(|| one_by_one(part)));
+        let threads: Vec<_> = parts.into_iter().map(spawn).collect();
+        let ended = threads.into_iter().flat_map(|(count, thread)| {
+            let lost = |_| (0..count).map(|_| Err(anyhow::anyhow!("a thread of bak-scan has ended"))).collect();
+            thread.join().unwrap_or_else(lost)
+        });
+        ended.collect()
+    })
+}
+
+/// The directory that was asked for last.
+struct Dirs<'a> {
+    store: &'a Store,
+    last: Option<(String, OwnedFd)>,
+}
+
+impl Dirs<'_> {
+    fn open(&mut self, place: &str) -> Result<BorrowedFd<'_>> {
+        if self.last.as_ref().is_none_or(|(last, _)| last != place) {
+            self.last = Some((place.to_owned(), fsio::open_place(self.store.top(), place)?));
+        }
+        // Set just above, where it was not.
+        self.last.as_ref().map(|(_, dir)| dir.as_fd()).context("the directory was not opened")
+    }
+}
+
+fn examine_one(dirs: &mut Dirs, candidate: Candidate, terms: &Terms) -> Result<Result<Prospect, Left>> {
+    let path = || join(&candidate.place, &candidate.files[0]);
+    let looked = dirs.open(&candidate.place).and_then(|dir| prospect(dir, &candidate, terms));
+    Ok(match looked.with_context(|| format!("cannot look at {}", path()))? {
+        Ok(prospect) => Ok(prospect),
+        Err(why) => Err(Left { place: candidate.place, file: candidate.files.join(", "), why }),
+    })
+}
+
+/// A path below the top.
+pub fn join(place: &str, file: &str) -> String {
+    if place.is_empty() { file.to_owned() } else { format!("{place}/{file}") }
+}
+
+fn prospect(dir: BorrowedFd, candidate: &Candidate, terms: &Terms) -> Result<Result<Prospect, String>> {
+    let (mut evidence, mut marks, mut inodes) = (Evidence::default(), Vec::new(), Vec::new());
+    for name in &candidate.files {
+        let Some(stat) = fsio::stat(dir, name)? else { return Ok(Err("was removed meanwhile".into())) };
+        marks.push(FileMark::of_stat(&stat));
+        inodes.push((stat.st_dev, stat.st_ino));
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        let distrust = fsio::distrust(&stat);
+        evidence.files.push(Look { bytes, written: stat.st_mtime, changed: stat.st_ctime, distrust });
+    }
+    if candidate.log {
+        evidence.log = log(dir, &candidate.stem.log())?;
+    }
+    if candidate.notes {
+        evidence.notes = notes(dir, candidate)?;
+    }
+    let Judged { mut dump, mut proof, doubtful } = match judge(candidate, &evidence, terms) {
+        Ok(judged) => judged,
+        Err(why) => return Ok(Err(why)),
+    };
+    if doubtful {
+        match endings(dir, candidate)? {
+            Ok(true) => proof.push("end"),
+            Ok(false) => {}
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    if dump.driver == vzdump::NAME && dump.kind == Kind::Qemu.as_str() {
+        describe(&mut dump, dir)?;
+    }
+    Ok(Ok(Prospect { candidate: candidate.clone(), dump, proof, marks, inodes, doubtful }))
+}
+
+/// What a log says, the middle of a long one left out, and when it was written; nothing if it is no file that can be trusted.
+fn log(dir: BorrowedFd, name: &str) -> Result<Option<(String, i64)>> {
+    let Some(stat) = fsio::stat(dir, name)? else { return Ok(None) };
+    if fsio::distrust(&stat).is_some() {
+        return Ok(None);
+    }
+    let Some(file) = fsio::open_file(dir, name)? else { return Ok(None) };
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let part = |from: u64, length: u64| -> Result<String> {
+        // No truncation: at most two parts.
+        let mut bytes = vec![0; length as usize];
+        let mut got = 0;
+        while got < bytes.len() {
+            match file.read_at(&mut bytes[got..], from + got as u64).with_context(|| format!("cannot read {name}"))? {
+                0 => break,
+                count => got += count,
+            }
+        }
+        bytes.truncate(got);
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let long = LOG_PART as u64;
+    let text = match size <= 2 * long {
+        true => part(0, size)?,
+        false => format!("{}\n{}", part(0, long)?, part(size - long, long)?),
+    };
+    Ok(Some((text, stat.st_mtime)))
+}
+
+/// What Proxmox's web interface shows beside an archive.
+fn notes(dir: BorrowedFd, candidate: &Candidate) -> Result<Option<String>> {
+    let mut all = Vec::new();
+    for file in &candidate.files {
+        let name = format!("{file}.notes");
+        if fsio::stat(dir, &name)?.is_none_or(|stat| fsio::distrust(&stat).is_some()) {
+            continue;
+        }
+        // Too long for a record: they stay beside, and are read there.
+        let text = fsio::read_file(dir, &name, NOTES_MAX).ok().flatten().unwrap_or_default();
+        all.push(String::from_utf8_lossy(&text).trim().to_owned());
+    }
+    let text = all.join("\n");
+    Ok(Some(text).filter(|text| !text.trim().is_empty()))
+}
+
+/// Whether all files end as they must, as far as that can be told of all; else which does not.
+fn endings(dir: BorrowedFd, candidate: &Candidate) -> Result<Result<bool, String>> {
+    let mut all = true;
+    for name in &candidate.files {
+        let Some(file) = fsio::open_file(dir, name)? else { return Ok(Err("was removed meanwhile".into())) };
+        match ending::read(name, &file)? {
+            Ending::Right => {}
+            Ending::Unknown => all = false,
+            Ending::Wrong(format) => {
+                return Ok(Err(format!(
+                    "{name} does not end as {format} ends its files: it is cut off, or being written"
+                )));
+            }
+        }
+    }
+    Ok(Ok(all))
+}
+
+/// Adds what the archive itself says of its guest.
+fn describe(dump: &mut Dump, dir: BorrowedFd) -> Result<()> {
+    let [archive] = &dump.files[..] else { return Ok(()) };
+    if !archive.name.ends_with(".vma") && !archive.name.ends_with(".vma.zst") {
+        return Ok(());
+    }
+    let Some(file) = fsio::open_file(dir, &archive.name)? else { return Ok(()) };
+    let Some(conf) = header::conf(&archive.name, file) else { return Ok(()) };
+    dump.uid = conf.uuid();
+    dump.tags = conf.tags();
+    dump.name = dump.name.take().or_else(|| conf.name(Kind::Qemu));
+    Ok(())
+}
+
+/// Which of these files any process of this machine that we may look at has open for writing. Only root sees all.
+pub fn writers(wanted: &HashSet<Inode>) -> HashSet<Inode> {
+    let mut found = HashSet::new();
+    let Ok(processes) = std::fs::read_dir("/proc") else { return found };
+    let is_number = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    for process in processes.flatten().filter(|entry| is_number(&entry.file_name())) {
+        // Gone, or somebody else's.
+        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        for fd in open.flatten() {
+            let Ok(file) = std::fs::metadata(fd.path()) else { continue };
+            let inode = (file.dev(), file.ino());
+            if wanted.contains(&inode) && writes(&process.path().join("fdinfo").join(fd.file_name())) {
+                found.insert(inode);
+            }
+        }
+    }
+    found
+}
+
+/// Whether an open file may be written to by what the kernel says of it; where it says nothing, it may.
+fn writes(info: &std::path::Path) -> bool {
+    let text = std::fs::read_to_string(info).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    // Octal; the last two bits are how it was opened, 0 to read only.
+    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_none_or(|flags| flags & 3 != 0)
+}
+
+/// Opens a file of a prospect.
+pub fn open(store: &Store, place: &str, name: &str) -> Result<Option<File>> {
+    let dir = fsio::open_place(store.top(), place)?;
+    fsio::open_file(dir.as_fd(), name)
+}
