@@ -81,27 +81,27 @@ pub fn judge(candidate: &Candidate, evidence: &Evidence, terms: &Terms) -> Resul
             let mut proof = by_log(candidate, evidence, &log)?;
             let doubtful = evidence.files.iter().any(|file| file.written > logged + 1);
             if doubtful {
-                settled(evidence, terms).map_err(|why| format!("it is newer than its log, and {why}"))?;
-                proof.push("settled");
+                let settled = settled(evidence, terms).map_err(|why| format!("it is newer than its log, and {why}"))?;
+                proof.extend(settled);
             }
             let vm = archive.id.to_string();
             let mut guest = guest(&vm, archive.kind, vzdump::NAME, terms)?;
             guest.name.clone_from(&log.name);
             let ended = written(evidence);
             let started = moment(Began::Local(archive.wall), ended - log.took_s.unwrap_or(0), terms)?;
-            let finished = log.took_s.map_or_else(|| Time::from_unix(ended), |took| Some(started.plus(took)));
+            let finished = log.took_s.map_or_else(|| plausible(started, ended), |took| started.plus(took));
             let mut dump = dump(candidate, evidence, &guest, (started, finished));
             dump.mode = log.mode;
             Ok(Judged { dump, proof, doubtful })
         }
         By::Pattern(found, _) => {
-            settled(evidence, terms).map_err(|why| format!("it {why}"))?;
+            let settled = settled(evidence, terms).map_err(|why| format!("it {why}"))?;
             let (kind, driver) = what(&candidate.files[0], terms.as_kind);
             let guest = guest(&found.vm, kind, driver, terms)?;
             let ended = written(evidence);
             let started = moment(found.began, ended, terms)?;
-            let dump = dump(candidate, evidence, &guest, (started, Time::from_unix(ended)));
-            Ok(Judged { dump, proof: vec!["settled"], doubtful: true })
+            let dump = dump(candidate, evidence, &guest, (started, plausible(started, ended)));
+            Ok(Judged { dump, proof: settled.into_iter().collect(), doubtful: true })
         }
     }
 }
@@ -128,17 +128,28 @@ fn by_log(candidate: &Candidate, evidence: &Evidence, log: &Log) -> Result<Vec<&
     }
 }
 
-/// Why it cannot be told yet whether somebody is still writing it.
-fn settled(evidence: &Evidence, terms: &Terms) -> Result<(), String> {
+/// That nobody has changed it for long enough, which proves nothing where that was asked for; else why it cannot be told yet
+/// whether somebody is still writing it.
+fn settled(evidence: &Evidence, terms: &Terms) -> Result<Option<&'static str>, String> {
     let changed = evidence.files.iter().map(|file| file.written.max(file.changed)).max().unwrap_or_default();
     let since = terms.now.unix().saturating_sub(changed);
-    if terms.settled_s == 0 || since >= terms.settled_s {
-        return Ok(());
+    if terms.settled_s == 0 {
+        return Ok(None);
+    }
+    if since >= terms.settled_s {
+        return Ok(Some("settled"));
     }
     Err(match since {
         ..0 => "was changed in the future: is a clock wrong?".into(),
         _ => format!("was changed {} ago (--settled {})", show_duration(since), show_duration(terms.settled_s)),
     })
+}
+
+/// When something ended that was written last at `ended`, in Unix seconds; its start, where that is too long after it: then it
+/// was copied without its times.
+fn plausible(started: Time, ended: i64) -> Time {
+    const LONGEST_S: i64 = 7 * 86_400;
+    Time::from_unix(ended).filter(|end| (0..LONGEST_S).contains(&end.since(started))).unwrap_or(started)
 }
 
 /// When the newest of its files was written last.
@@ -169,9 +180,9 @@ fn what<'a>(file: &str, as_kind: Option<&'a str>) -> (&'a str, &'static str) {
     (as_kind.unwrap_or(kind), driver)
 }
 
-fn dump(candidate: &Candidate, evidence: &Evidence, guest: &Guest, (started, finished): (Time, Option<Time>)) -> Dump {
+fn dump(candidate: &Candidate, evidence: &Evidence, guest: &Guest, (started, finished): (Time, Time)) -> Dump {
     let mut dump = Dump::of(guest, started, candidate.stem.clone());
-    dump.finished = finished.unwrap_or(started).max(started);
+    dump.finished = finished.max(started);
     let files = candidate.files.iter().zip(&evidence.files);
     let entry = |(name, file): (&String, &Look)| FileEntry {
         name: name.clone(),
@@ -320,6 +331,9 @@ mod tests {
         let judged = by("web-2-20261119.vma.lzo", old, &utc).unwrap();
         assert_eq!((judged.dump.id.as_str(), judged.dump.kind.as_str()), ("web-2@20261119T000000Z", "qemu"));
         assert_eq!((judged.dump.finished.to_string().as_str(), judged.doubtful), (old, true));
+        assert_eq!(judged.proof, ["settled"]);
+        let copied = by("web-20250101.vma", old, &Terms { settled_s: 0, ..utc.clone() }).unwrap();
+        assert_eq!((copied.dump.finished == copied.dump.started, copied.proof.len()), (true, 0));
         let kinds = [
             ("web-20261119.tgz", ("lxc", "vzdump")),
             ("web-20261119.ova", ("vbox", "vbox")),
