@@ -78,7 +78,7 @@ const HELP: &str = "\
 Examples:
   bak-scan --store /var/lib/vz/dump
   bak-scan --store /var/lib/vz/dump -n --explain        what would be adopted, and why the rest not
-  bak-scan -q && bak-link && bak-sync
+  bak-scan | bak-link - | bak-sync -
   bak-scan --store /srv/dumps --pattern '{vm}-{started}*.vma.lzo' --hash
 
 An archive of Proxmox (vzdump-qemu-100-2026_11_20-02_00_02.vma.zst, all that it can be packed with)
