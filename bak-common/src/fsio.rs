@@ -158,7 +158,8 @@ pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
     Ok(open_stat(dir, name)?.map(|(file, _)| file))
 }
 
-fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
+/// The same, with what it is.
+pub fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match open_at(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),

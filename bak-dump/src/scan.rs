@@ -300,12 +300,18 @@ fn adopt_batch(session: &Session, store: &Store, batch: Vec<Prospect>, output: &
     if batch.is_empty() {
         return Ok(());
     }
+    let ready = look::in_parts(batch, |some| {
+        let one = |Prospect { candidate, dump, marks, .. }: Prospect| {
+            let path = || join(&candidate.place, candidate.stem.as_str());
+            Found::new(dump, &candidate.place, marks).with_context(path)
+        };
+        some.into_iter().map(one).collect()
+    });
     let mut found = Vec::new();
-    for prospect in batch {
-        let Prospect { candidate, dump, marks, .. } = prospect;
-        match Found::new(dump, &candidate.place, marks) {
+    for one in ready {
+        match one {
             Ok(one) => found.push(one),
-            Err(error) => session.report.fail(&join(&candidate.place, candidate.stem.as_str()), &error),
+            Err(error) => session.report.fail("", &error),
         }
     }
     let results = store.lock(session.wait, &session.report)?.adopt(&found);

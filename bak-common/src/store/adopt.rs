@@ -181,9 +181,14 @@ impl Locked<'_> {
         let drop = fsio::make_dir(self.bak.as_fd(), DROP)?;
         let busy = self.store.busy()?;
         let mut dirs: HashMap<&str, OwnedFd> = HashMap::new();
+        let mut there: HashSet<(&str, Stem)> = HashSet::new();
         for one in found {
             if !dirs.contains_key(one.place.as_str()) {
-                dirs.insert(&one.place, fsio::open_place(self.store.top(), &one.place)?);
+                let dir = fsio::open_place(self.store.top(), &one.place)?;
+                let names = fsio::names(dir.as_fd()).context("cannot list the directory")?;
+                let sidecars = names.iter().filter_map(|(name, _)| Stem::of_sidecar(name));
+                there.extend(sidecars.map(|stem| (one.place.as_str(), stem)));
+                dirs.insert(&one.place, dir);
                 // As for any dump: removing must not need room.
                 fsio::make_place(drop.as_fd(), &one.place)?;
             }
@@ -195,7 +200,7 @@ impl Locked<'_> {
             if let Some(why) = busy.why(&one.place, &one.dump.stem) {
                 return Ok(Adopted::Left(why));
             }
-            if fsio::stat(dir(one), &one.dump.stem.sidecar())?.is_some() {
+            if there.contains(&(one.place.as_str(), one.dump.stem.clone())) {
                 return Ok(Adopted::Left("it is a dump already".into()));
             }
             let file = fsio::write_unflushed(work.as_fd(), &at.to_string(), &one.sidecar)?;

@@ -6,7 +6,8 @@
 //! it, two bytes, little-endian; names end in NUL.
 
 use std::fs::File;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
+use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective};
 
 use crate::driver::vzdump::Conf;
 
@@ -14,35 +15,82 @@ const MAGIC: &[u8] = b"VMA\0";
 const HEAD: usize = 12_288;
 /// Proxmox writes at most eight clusters.
 const HEAD_MAX: usize = 8 * 65_536;
+/// What is read of a packed archive at once, and in all; no block of zstd is longer than 128 KiB.
+const CHUNK: usize = 32 << 10;
+const PACKED_MAX: u64 = 256 << 10;
 const NAMES: usize = 2044;
 const CONFIGS: usize = 256;
 const CONF: &[u8] = b"qemu-server.conf\0";
 
-/// What the archive called `name` has in its header; nothing where that is not cheap, or not sound.
-pub fn conf(name: &str, file: File) -> Option<Conf> {
-    let head = if name.ends_with(".vma") {
-        head(file)
-    } else if name.ends_with(".vma.zst") {
-        head(zstd::stream::read::Decoder::new(file).ok()?)
-    } else {
-        None
-    };
-    let head = head?;
-    let text = find(&head)?;
-    Some(Conf::parse(&String::from_utf8_lossy(text)))
+/// Reads headers, many one after the other: what unpacking needs is made once.
+#[derive(Default)]
+pub struct Reader {
+    zstd: Option<DCtx<'static>>,
+    packed: Vec<u8>,
 }
 
-/// The bytes of a header.
-fn head(mut input: impl Read) -> Option<Vec<u8>> {
-    let mut head = vec![0; HEAD];
-    input.read_exact(&mut head).ok()?;
-    let size = number(&head, 56)?;
-    if !head.starts_with(MAGIC) || !(HEAD..=HEAD_MAX).contains(&size) {
-        return None;
+impl Reader {
+    /// What the archive called `name` has in its header; nothing where that is not cheap, or not sound.
+    pub fn conf(&mut self, name: &str, file: &File) -> Option<Conf> {
+        let head = if name.ends_with(".vma") {
+            plain(file)
+        } else if name.ends_with(".vma.zst") {
+            self.packed(file)
+        } else {
+            None
+        };
+        let head = head?;
+        let text = find(&head)?;
+        Some(Conf::parse(&String::from_utf8_lossy(text)))
     }
-    head.resize(size, 0);
-    input.read_exact(&mut head[HEAD..]).ok()?;
+
+    /// The header of an archive that zstd packed. Of a header, which is mostly zeros, a few KiB are left; the block in which it
+    /// lies may hold some of the data behind it, too.
+    fn packed(&mut self, file: &File) -> Option<Vec<u8>> {
+        if self.zstd.is_none() {
+            self.zstd = DCtx::try_create();
+        }
+        let zstd = self.zstd.as_mut()?;
+        zstd.reset(ResetDirective::SessionOnly).ok()?;
+        let (mut head, mut size, mut done, mut at) = (vec![0; HEAD], HEAD, 0, 0);
+        self.packed.resize(CHUNK, 0);
+        while at < PACKED_MAX {
+            let got = file.read_at(&mut self.packed, at).ok().filter(|got| *got > 0)?;
+            at += got as u64;
+            let mut input = InBuffer::around(&self.packed[..got]);
+            while input.pos() < got || done < size {
+                let before = (input.pos(), done);
+                let mut output = OutBuffer::around_pos(&mut head[..size], done);
+                zstd.decompress_stream(&mut output, &mut input).ok()?;
+                done = output.pos();
+                if done == size && size == HEAD {
+                    size = whole(&head)?;
+                    head.resize(size, 0);
+                }
+                if done == size {
+                    return Some(head);
+                }
+                if before == (input.pos(), done) {
+                    break;
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The header of a plain archive.
+fn plain(file: &File) -> Option<Vec<u8>> {
+    let mut head = vec![0; HEAD];
+    file.read_exact_at(&mut head, 0).ok()?;
+    head.resize(whole(&head)?, 0);
+    file.read_exact_at(&mut head[HEAD..], HEAD as u64).ok()?;
     Some(head)
+}
+
+/// How long the header is that begins so.
+fn whole(head: &[u8]) -> Option<usize> {
+    number(head, 56).filter(|size| head.starts_with(MAGIC) && (HEAD..=HEAD_MAX).contains(size))
 }
 
 fn number(head: &[u8], at: usize) -> Option<usize> {
@@ -107,12 +155,16 @@ mod tests {
     fn who_a_machine_is() {
         let mut bytes = archive("name: web\nsmbios1: uuid=6D0C1C5E-0000-4000-8000-000000000001\n[snap]\nname: old\n");
         bytes.extend([7; 5000]);
-        let uuid = |name: &str, bytes: &[u8]| conf(name, file(bytes)).and_then(|conf| conf.uuid());
+        let mut reader = Reader::default();
+        let mut uuid = |name: &str, bytes: &[u8]| reader.conf(name, &file(bytes)).and_then(|conf| conf.uuid());
         assert_eq!(uuid("a.vma", &bytes).as_deref(), Some("6d0c1c5e-0000-4000-8000-000000000001"));
         let packed = zstd::encode_all(&bytes[..], 3).unwrap();
         assert_eq!(uuid("a.vma.zst", &packed), uuid("a.vma", &bytes));
-        // Cut off behind the header, which is no affair of ours; and within it.
-        assert!(uuid("a.vma.zst", &packed[..packed.len() - 1]).is_none());
+        // Behind 100 KiB of data that does not compress, and after one that was cut off.
+        assert!(uuid("a.vma.zst", &packed[..20]).is_none());
+        bytes.extend(bak_tests::noise(1, 300_000));
+        let packed = zstd::encode_all(&bytes[..], 3).unwrap();
+        assert_eq!(uuid("a.vma.zst", &packed), uuid("a.vma", &bytes));
         assert!(uuid("a.vma", &bytes[..HEAD + 10]).is_none());
         assert!(uuid("a.vma.gz", &bytes).is_none());
     }
@@ -140,9 +192,10 @@ mod tests {
         ] {
             let mut bytes = sound.clone();
             bytes[at] = bytes[at].wrapping_add(200);
-            let found = conf("a.vma", file(&bytes)).and_then(|conf| conf.uuid());
+            let found = Reader::default().conf("a.vma", &file(&bytes)).and_then(|conf| conf.uuid());
             assert_eq!(found, None, "byte {at}");
         }
-        assert!(conf("a.vma", file(b"")).is_none());
+        assert!(Reader::default().conf("a.vma", &file(b"")).is_none());
+        assert!(Reader::default().conf("a.vma.zst", &file(b"")).is_none());
     }
 }

@@ -35,7 +35,7 @@ pub enum End {
 pub fn read(text: &str, id: u32) -> Log {
     let mut log = Log::default();
     let mut mode = Heard::default();
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !is_progress(line)) {
         let said = said(line);
         if let Some(name) = said.strip_prefix("VM Name: ").or_else(|| said.strip_prefix("CT Name: ")) {
             log.name = Some(name.trim().to_owned()).filter(|name| !name.is_empty());
@@ -65,6 +65,11 @@ pub fn read(text: &str, id: u32) -> Log {
         End::Open
     };
     log
+}
+
+/// ` 12% (1.0 GiB of 8.0 GiB) in 9s, …`, which most lines are.
+fn is_progress(line: &str) -> bool {
+    line.find('%').is_some_and(|at| line[at..].starts_with("% (") && line[..at].ends_with(|c: char| c.is_ascii_digit()))
 }
 
 /// A line without its date and level.

@@ -16,7 +16,7 @@ use super::ending::{self, Ending};
 use super::header;
 use super::judge::{Evidence, Judged, Look, Terms, judge};
 use super::name::Pattern;
-use super::sort::{Candidate, sort};
+use super::sort::{By, Candidate, sort};
 use crate::driver::vzdump::{self, Kind};
 
 const DEPTH_MAX: usize = 32;
@@ -107,29 +107,32 @@ pub struct Prospect {
     pub doubtful: bool,
 }
 
-/// Looks at all candidates, with as many threads as there are processors. One result each, in order: what it is, or why it is
-/// none; an error is what could not be read.
+/// Looks at all candidates. One result each, in order: what it is, or why it is none; an error is what could not be read.
 pub fn examine(store: &Store, candidates: Vec<Candidate>, terms: &Terms) -> Vec<Result<Result<Prospect, Left>>> {
+    in_parts(candidates, |some| {
+        let (mut dirs, mut headers) = (Dirs { store, last: None }, header::Reader::default());
+        some.into_iter().map(|candidate| examine_one(&mut dirs, candidate, &mut headers, terms)).collect()
+    })
+}
+
+/// Does `work` with parts of what there is to do, in as many threads as there are processors. One result each, in order.
+pub fn in_parts<T: Send, R: Send>(mut items: Vec<T>, work: impl Fn(Vec<T>) -> Vec<Result<R>> + Sync) -> Vec<Result<R>> {
+    /// Not worth a thread.
+    const FEW: usize = 64;
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
-    let size = candidates.len().div_ceil(threads).max(1);
-    let one_by_one = |some: Vec<Candidate>| {
-        let mut dirs = Dirs { store, last: None };
-        some.into_iter().map(|candidate| examine_one(&mut dirs, candidate, terms)).collect::<Vec<_>>()
-    };
-    let mut parts: Vec<Vec<Candidate>> = Vec::new();
-    let mut rest = candidates.into_iter();
-    loop {
-        let part: Vec<Candidate> = rest.by_ref().take(size).collect();
-        if part.is_empty() {
-            break;
-        }
-        parts.push(part);
+    if items.len() <= FEW || threads == 1 {
+        return work(items);
     }
-    if parts.len() < 2 {
-        return parts.into_iter().flat_map(one_by_one).collect();
+    let size = items.len().div_ceil(threads);
+    let mut parts = Vec::new();
+    while items.len() > size {
+        let rest = items.split_off(size);
+        parts.push(std::mem::replace(&mut items, rest));
     }
+    parts.push(items);
     std::thread::scope(|scope| {
-        let spawn = |part: Vec<Candidate>| (part.len(), scope.spawn(|| one_by_one(part)));
+        let work = &work;
+        let spawn = |part: Vec<T>| (part.len(), scope.spawn(move || work(part)));
         let threads: Vec<_> = parts.into_iter().map(spawn).collect();
         let ended = threads.into_iter().flat_map(|(count, thread)| {
             let lost = |_| (0..count).map(|_| Err(anyhow::anyhow!("a thread of bak-scan has ended"))).collect();
@@ -155,13 +158,25 @@ impl Dirs<'_> {
     }
 }
 
-fn examine_one(dirs: &mut Dirs, candidate: Candidate, terms: &Terms) -> Result<Result<Prospect, Left>> {
-    let path = || join(&candidate.place, &candidate.files[0]);
-    let looked = dirs.open(&candidate.place).and_then(|dir| prospect(dir, &candidate, terms));
-    Ok(match looked.with_context(|| format!("cannot look at {}", path()))? {
-        Ok(prospect) => Ok(prospect),
-        Err(why) => Err(Left { place: candidate.place, file: candidate.files.join(", "), why }),
-    })
+fn examine_one(
+    dirs: &mut Dirs,
+    candidate: Candidate,
+    headers: &mut header::Reader,
+    terms: &Terms,
+) -> Result<Result<Prospect, Left>> {
+    let mut prospect = match dirs.open(&candidate.place).and_then(|dir| judged(dir, &candidate, terms)) {
+        Ok(Ok((Judged { dump, proof, doubtful }, marks, inodes))) => {
+            Prospect { candidate, dump, proof, marks, inodes, doubtful }
+        }
+        Ok(Err(why)) => return Ok(Err(Left { place: candidate.place, file: candidate.files.join(", "), why })),
+        Err(error) => {
+            return Err(error.context(format!("cannot look at {}", join(&candidate.place, &candidate.files[0]))));
+        }
+    };
+    if prospect.dump.driver == vzdump::NAME && prospect.dump.kind == Kind::Qemu.as_str() {
+        describe(&mut prospect.dump, dirs.open(&prospect.candidate.place)?, headers)?;
+    }
+    Ok(Ok(prospect))
 }
 
 /// A path below the top.
@@ -169,7 +184,10 @@ pub fn join(place: &str, file: &str) -> String {
     if place.is_empty() { file.to_owned() } else { format!("{place}/{file}") }
 }
 
-fn prospect(dir: BorrowedFd, candidate: &Candidate, terms: &Terms) -> Result<Result<Prospect, String>> {
+/// What judging a candidate comes to, and what its files are.
+type Looked = Result<(Judged, Vec<FileMark>, Vec<Inode>), String>;
+
+fn judged(dir: BorrowedFd, candidate: &Candidate, terms: &Terms) -> Result<Looked> {
     let (mut evidence, mut marks, mut inodes) = (Evidence::default(), Vec::new(), Vec::new());
     for name in &candidate.files {
         let Some(stat) = fsio::stat(dir, name)? else { return Ok(Err("was removed meanwhile".into())) };
@@ -180,35 +198,38 @@ fn prospect(dir: BorrowedFd, candidate: &Candidate, terms: &Terms) -> Result<Res
         evidence.files.push(Look { bytes, written: stat.st_mtime, changed: stat.st_ctime, distrust });
     }
     if candidate.log {
-        evidence.log = log(dir, &candidate.stem.log())?;
+        match log(dir, &candidate.stem.log())? {
+            Ok(log) => evidence.log = Some(log),
+            Err(why) if matches!(candidate.by, By::Vzdump(_)) => return Ok(Err(why)),
+            Err(_) => {}
+        }
     }
     if candidate.notes {
         evidence.notes = notes(dir, candidate)?;
     }
-    let Judged { mut dump, mut proof, doubtful } = match judge(candidate, &evidence, terms) {
+    let mut judged = match judge(candidate, &evidence, terms) {
         Ok(judged) => judged,
         Err(why) => return Ok(Err(why)),
     };
-    if doubtful {
+    if judged.doubtful {
         match endings(dir, candidate)? {
-            Ok(true) => proof.push("end"),
+            Ok(true) => judged.proof.push("end"),
             Ok(false) => {}
             Err(why) => return Ok(Err(why)),
         }
     }
-    if dump.driver == vzdump::NAME && dump.kind == Kind::Qemu.as_str() {
-        describe(&mut dump, dir)?;
-    }
-    Ok(Ok(Prospect { candidate: candidate.clone(), dump, proof, marks, inodes, doubtful }))
+    Ok(Ok((judged, marks, inodes)))
 }
 
-/// What a log says, the middle of a long one left out, and when it was written; nothing if it is no file that can be trusted.
-fn log(dir: BorrowedFd, name: &str) -> Result<Option<(String, i64)>> {
-    let Some(stat) = fsio::stat(dir, name)? else { return Ok(None) };
-    if fsio::distrust(&stat).is_some() {
-        return Ok(None);
-    }
-    let Some(file) = fsio::open_file(dir, name)? else { return Ok(None) };
+/// What a log says, the middle of a long one left out, and when it was written; or why it is no log that can be trusted.
+fn log(dir: BorrowedFd, name: &str) -> Result<Result<(String, i64), String>> {
+    let (file, stat) = match fsio::open_stat(dir, name) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(Err("its log was removed meanwhile".into())),
+        // What could not be read may say anything; what it is says enough.
+        Err(error) if error.downcast_ref::<rustix::io::Errno>().is_some() => return Err(error),
+        Err(error) => return Ok(Err(format!("its log {error:#}"))),
+    };
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let part = |from: u64, length: u64| -> Result<String> {
         // No truncation: at most two parts.
@@ -228,7 +249,7 @@ fn log(dir: BorrowedFd, name: &str) -> Result<Option<(String, i64)>> {
         true => part(0, size)?,
         false => format!("{}\n{}", part(0, long)?, part(size - long, long)?),
     };
-    Ok(Some((text, stat.st_mtime)))
+    Ok(Ok((text, stat.st_mtime)))
 }
 
 /// What Proxmox's web interface shows beside an archive.
@@ -266,13 +287,13 @@ fn endings(dir: BorrowedFd, candidate: &Candidate) -> Result<Result<bool, String
 }
 
 /// Adds what the archive itself says of its guest.
-fn describe(dump: &mut Dump, dir: BorrowedFd) -> Result<()> {
+fn describe(dump: &mut Dump, dir: BorrowedFd, headers: &mut header::Reader) -> Result<()> {
     let [archive] = &dump.files[..] else { return Ok(()) };
     if !archive.name.ends_with(".vma") && !archive.name.ends_with(".vma.zst") {
         return Ok(());
     }
     let Some(file) = fsio::open_file(dir, &archive.name)? else { return Ok(()) };
-    let Some(conf) = header::conf(&archive.name, file) else { return Ok(()) };
+    let Some(conf) = headers.conf(&archive.name, &file) else { return Ok(()) };
     dump.uid = conf.uuid();
     dump.tags = conf.tags();
     dump.name = dump.name.take().or_else(|| conf.name(Kind::Qemu));
