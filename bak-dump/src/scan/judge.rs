@@ -15,7 +15,7 @@ use serde_json::json;
 use super::log::{self, End, Log};
 use super::name::Began;
 use super::sort::{By, Candidate};
-use crate::driver::{image, vzdump};
+use crate::driver::{image, vbox, vzdump};
 
 /// What looking at a candidate's files told.
 #[derive(Clone, Debug, Default)]
@@ -170,7 +170,7 @@ fn what<'a>(file: &str, as_kind: Option<&'a str>) -> (&'a str, &'static str) {
     let (kind, driver) = match file.rsplit_once('.').map_or("", |(_, end)| end) {
         "vma" => ("qemu", vzdump::NAME),
         "tar" | "tgz" => ("lxc", vzdump::NAME),
-        "ova" => ("vbox", "vbox"),
+        "ova" => (vbox::NAME, vbox::NAME),
         "qcow2" | "raw" | "img" => ("qemu", image::NAME),
         _ => match as_kind {
             Some(_) => ("", vzdump::NAME),
