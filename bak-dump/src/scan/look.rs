@@ -44,55 +44,80 @@ pub struct Seen {
     pub failed: Vec<(String, anyhow::Error)>,
 }
 
+/// What a directory holds.
+enum Dir {
+    Names(Vec<(String, FileType)>),
+    /// It is not there any more.
+    Gone,
+    /// It lies on another file system, so that nothing can be moved into it.
+    Elsewhere,
+}
+
 /// Walks through a store.
 pub fn walk(store: &Store, patterns: &[Pattern]) -> Result<Seen> {
     let busy = store.busy()?;
-    let device = rustix::fs::fstat(store.top()).context("cannot look at the store")?.st_dev;
     let mut seen = Seen::default();
     let mut places = vec![(String::new(), 0)];
     while let Some((place, depth)) = places.pop() {
-        let read = || -> Result<Option<(bool, Vec<(String, FileType)>)>> {
-            let dir = match fsio::open_place(store.top(), &place) {
-                Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOENT) => return Ok(None),
-                dir => dir?,
-            };
-            let same = rustix::fs::fstat(&dir).context("cannot look at the directory")?.st_dev == device;
-            anyhow::ensure!(depth <= DEPTH_MAX, "directories are nested too deeply");
-            Ok(Some((same, fsio::names(dir.as_fd()).context("cannot list the directory")?)))
-        };
-        let names = match read() {
-            Ok(Some((true, names))) => names,
-            Ok(Some((false, _))) => {
+        match names(store, &place, depth) {
+            Ok(Dir::Names(names)) => {
+                let sorted = sort(&place, &names, patterns, &|stem: &Stem| busy.why(&place, stem));
+                seen.candidates.extend(sorted.candidates);
+                let left = |(file, why)| Left { place: place.clone(), file, why };
+                seen.left.extend(sorted.left.into_iter().map(left));
+                places.extend(seen.note(&place, names).into_iter().map(|place| (place, depth + 1)));
+            }
+            Ok(Dir::Gone) => {}
+            Ok(Dir::Elsewhere) => {
                 let why = "lies on another file system than the top of the store".into();
                 seen.left.push(Left { place: String::new(), file: place, why });
-                continue;
             }
-            Ok(None) => continue,
-            Err(error) => {
-                seen.failed.push((place, error));
-                continue;
-            }
-        };
-        let sorted = sort(&place, &names, patterns, &|stem: &Stem| busy.why(&place, stem));
-        seen.candidates.extend(sorted.candidates);
-        let left = |(file, why)| Left { place: place.clone(), file, why };
-        seen.left.extend(sorted.left.into_iter().map(left));
+            Err(error) => seen.failed.push((place, error)),
+        }
+    }
+    seen.candidates.sort_by(|a, b| (&a.place, &a.stem).cmp(&(&b.place, &b.stem)));
+    Ok(seen)
+}
+
+fn names(store: &Store, place: &str, depth: usize) -> Result<Dir> {
+    let dir = match fsio::open_place(store.top(), place) {
+        Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOENT) => return Ok(Dir::Gone),
+        dir => dir?,
+    };
+    let device = |fd: BorrowedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).context("cannot look at a directory");
+    if device(dir.as_fd())? != device(store.top())? {
+        return Ok(Dir::Elsewhere);
+    }
+    anyhow::ensure!(depth <= DEPTH_MAX, "directories are nested too deeply");
+    let mut names = fsio::names(dir.as_fd()).context("cannot list the directory")?;
+    // Some file systems don't say.
+    for (name, kind) in names.iter_mut().filter(|(_, kind)| *kind == FileType::Unknown) {
+        if let Some(stat) = fsio::stat(dir.as_fd(), name)? {
+            *kind = FileType::from_raw_mode(stat.st_mode);
+        }
+    }
+    Ok(Dir::Names(names))
+}
+
+impl Seen {
+    /// Notes the sidecars of a directory; the places below it.
+    fn note(&mut self, place: &str, names: Vec<(String, FileType)>) -> Vec<String> {
+        let mut below = Vec::new();
         for (name, kind) in names.into_iter().filter(|(name, _)| is_component(name)) {
             if kind == FileType::Directory {
                 // vzdump's own, while it works.
                 if name.ends_with(".tmp") {
                     let why = "vzdump is working in it, or died while it did".into();
-                    seen.left.push(Left { place: place.clone(), file: name, why });
+                    self.left.push(Left { place: place.to_owned(), file: name, why });
                 } else {
-                    places.push((if place.is_empty() { name } else { format!("{place}/{name}") }, depth + 1));
+                    below.push(join(place, &name));
                 }
             } else if let Some(stem) = name.strip_suffix(SIDECAR) {
-                seen.known.insert(stem.to_owned(), place.clone());
+                self.known.insert(stem.to_owned(), place.to_owned());
             }
         }
+        below
     }
-    seen.candidates.sort_by(|a, b| (&a.place, &a.stem).cmp(&(&b.place, &b.stem)));
-    Ok(seen)
 }
 
 /// A candidate that is a dump, as far as can be seen.

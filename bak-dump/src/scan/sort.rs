@@ -53,7 +53,7 @@ pub fn sort(
         if file.ends_with(SIDECAR) || is_of(&dumps, file) {
             continue;
         }
-        if !matches!(kind, FileType::RegularFile | FileType::Unknown) {
+        if *kind != FileType::RegularFile {
             sorted.left.push((file.clone(), "is not a regular file".into()));
             continue;
         }

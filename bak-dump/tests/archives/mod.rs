@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// 2026-11-20T02:00:02Z, when these backups began, as the kernel and as Proxmox has it.
-pub const BEGAN: u64 = 1795_140_002;
+pub const BEGAN: u64 = 1_795_140_002;
 pub const DATE: &str = "2026_11_20-02_00_02";
 pub const NOW: &str = "2026-11-20T12:00:00Z";
 
