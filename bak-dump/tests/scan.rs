@@ -175,7 +175,7 @@ fn everything_else_is_left_alone_with_a_reason() {
 fn the_night_in_which_an_hour_comes_twice() {
     let kit = Kit::new();
     // 02:30 in Berlin, first in summer time, then again an hour later. Each began a minute before it was written.
-    for (id, written_at) in [(100, 1792_888_260), (101, 1792_891_860)] {
+    for (id, written_at) in [(100, 1_792_888_260), (101, 1_792_891_860)] {
         let name = format!("vzdump-lxc-{id}-2026_10_25-02_30_00.tar");
         let log_name = name.replace(".tar", ".log");
         kit.write(&format!("store/{name}"), "x");
