@@ -4,6 +4,7 @@ mod archives;
 
 use archives::{BEGAN, DATE, NOW, archive, archive_with, log, names, path, scan, vma, written};
 use bak_tests::clock::Clock;
+use bak_tests::pve::Node;
 use bak_tests::{Kit, bin, check_store, finish, noise, sha256_file};
 use serde_json::{Value, json};
 use std::fs;
@@ -311,4 +312,21 @@ fn directories_of_the_store() {
     let reasons = reasons(&kit, &[]);
     assert_eq!(reasons[0].1, format!("old/vzdump-qemu-100-{DATE} is a dump already"));
     assert_eq!(check_store(&kit.store()).whole.len(), 1);
+}
+
+/// What was adopted by a name of its own comes back under a number that it is given.
+#[test]
+fn brought_back_by_proxmox() {
+    let node = Node::new();
+    let archive = vma(WEB);
+    node.kit.write("plain", &archive);
+    node.kit.sh("zstd -q plain -o store/web-20261120.vma.zst").clean();
+    let record =
+        &node.run("bak-scan", &["--hash", "--pattern", "{vm}-{started}*", "--settled", "0"]).clean().records()[0];
+    assert_eq!((&record["kind"], &record["uid"]), (&json!("qemu"), &json!("6d0c1c5e-0000-4000-8000-000000000001")));
+    node.run("bak-restore", &["web"]).expect(1).says("`web` is no number of a Proxmox guest: give it one by --as");
+    node.run("bak-restore", &["web", "--as", "200"]).clean();
+    assert_eq!(node.conf("qmrestore.args"), "200 --unique 1\n");
+    // (The stand-in keeps what follows the magic.)
+    assert_eq!(fs::read(node.content(200)).unwrap(), archive[4..]);
 }
