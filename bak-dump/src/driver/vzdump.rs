@@ -26,7 +26,8 @@ use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 use super::{Cleared, Driver, Job, Listed, Made, Order, Trial};
-use conf::Conf;
+pub(crate) use conf::Conf;
+pub(crate) use log::Heard;
 
 pub const NAME: &str = "vzdump";
 
@@ -74,7 +75,7 @@ impl Kind {
 }
 
 /// A guest's number: what Proxmox knows it by.
-fn vmid(text: &str) -> Option<u32> {
+pub(crate) fn vmid(text: &str) -> Option<u32> {
     // As Proxmox has them: 100 to 999999999.
     let sound = (3..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| sound)
