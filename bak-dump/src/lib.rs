@@ -5,7 +5,7 @@ mod check;
 mod claim;
 pub mod driver;
 pub mod dump;
-mod frames;
+pub mod frames;
 pub mod guests;
 pub mod list;
 pub mod origin;
