@@ -19,7 +19,7 @@ use crate::stop;
 const LISTING_MAX: usize = 48 << 20;
 
 /// Seconds without traffic after which a run is given up.
-const SILENCE_S: u64 = 600;
+pub(super) const SILENCE_S: u64 = 600;
 
 /// For how long a far side that lets in only one at a time is asked again.
 const BUSY: Duration = Duration::from_secs(20);
