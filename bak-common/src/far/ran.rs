@@ -16,6 +16,8 @@ pub struct Ran {
     pub cut: bool,
     /// It was ended before it was done.
     pub end: Option<End>,
+    /// It was ended as nothing crossed for too long.
+    pub silent: bool,
 }
 
 /// What was asked for would have gone beyond the limit.
@@ -79,7 +81,7 @@ impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
         let code = self.finished.status.code();
-        self.end.is_none() && (matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
+        self.end.is_none() && (self.silent || matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
     }
 
     /// Whether there was no room over there.
@@ -146,6 +148,9 @@ impl Ran {
         {
             let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
             return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if self.silent {
+            return anyhow!("{} (rsync {status})", words(Some(30)));
         }
         if let Some(line) = daemon::unreachable(stderr) {
             return anyhow!("{line} (rsync {status})");
