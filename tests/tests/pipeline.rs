@@ -101,6 +101,23 @@ fn one_bad_guest_keeps_no_other_from_shipping() {
 }
 
 #[test]
+fn cron_expires_over_there_what_it_is_told_to() {
+    let (kit, _sshd) = scene();
+    let config = fs::read_to_string(kit.path("bak.toml")).unwrap();
+    kit.write("bak.toml", config.replace("[[dest]]", "[[dest]]\nkeep = { last = 1 }"));
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts");
+    for (day, expire, left) in [(18, "", 3), (19, "", 6), (20, "BAK_EXPIRE=box", 3)] {
+        let common = format!("--config bak.toml --now 2026-11-{day}T01:00:00Z");
+        for name in ["web", "db", "my mail"] {
+            kit.write(&format!("images/{name}.raw"), noise(day, 1 << 20));
+        }
+        kit.sh(&format!("{scripts}/bak-cron-dump {common}")).clean();
+        let ran = kit.sh(&format!("{expire} {scripts}/bak-cron-ship {common}")).clean();
+        assert_eq!((ran.out.as_str(), check_store(&kit.path("far")).whole.len()), ("", left), "{day}");
+    }
+}
+
+#[test]
 fn nothing_that_was_written_can_be_read_by_others() {
     let (kit, _sshd) = scene();
     kit.sh(&format!("umask 0; {}", line("2026-11-19T01:00:00Z", " | "))).clean();
