@@ -81,7 +81,8 @@ impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
         let code = self.finished.status.code();
-        self.end.is_none() && (self.silent || matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
+        self.end.is_none()
+            && (self.silent || matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
     }
 
     /// Whether there was no room over there.
