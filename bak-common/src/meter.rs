@@ -62,10 +62,10 @@ const SPEED: u64 = 32;
 /// 0, or one more than the milliseconds that the far side has to end.
 const STOP: u64 = 40;
 /// After so many milliseconds without a byte either way the line is given up; 0 for never.
-const PATIENCE: u64 = 48;
+const PATIENCE: u64 = 56;
 /// It was.
-const SILENT: u64 = 56;
-const LENGTH: usize = 64;
+const SILENT: u64 = 64;
+const LENGTH: usize = 72;
 
 /// Bytes so far, as rsync's side sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -127,6 +127,10 @@ fn a_password_comes_from_a_file_that_nobody_else_may_read() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     };
     let with = |more: &[&str]| sync_to(&place, &url, &[&["--password-file", "password"], more].concat());
+    password("wrong\n", 0o600);
+    let ran = with(&["--init"]).expect(1);
+    let why = "bak-sync: box: cannot list the far side: the daemon does not let us in: are the user and the password_file right?";
+    assert!(ran.err.starts_with(why) && !ran.err.contains("directory"), "{}", ran.err);
     password("open sesame\n", 0o600);
     with(&["--init"]).clean();
     let web = place.wait_there("web", DAY1, 1000, json!({}));

@@ -170,7 +170,7 @@ impl Far {
             end = End::soon();
         }
         let silent = !finished.status.success() && counts.silent();
-        Ok(Ran { finished, wire, cut: counts.cut(), end, silent })
+        Ok(Ran { finished, wire, cut: counts.cut(), end, silent, pulls: false })
     }
 
     /// Writes the names of `files` for `--files-from`.
