@@ -112,7 +112,7 @@ fn selector(cli: &Cli) -> Result<Selector> {
 fn no_store(dir: &Path, text: &Path) -> Result<()> {
     let Some(word) = text.to_str().filter(|word| !dir.exists() && !word.contains('/')) else { return Ok(()) };
     let hint = if DumpId::new(word).is_ok() { "for the dump of this id: --id" } else { "for a guest: --guest" };
-    Err(Kind::Usage.says(format!("{0} is neither a directory nor a destination; {hint} {0}", printable(word))))
+    Err(Kind::Usage.says(format!("there is no store at {0}, nor a destination {0}; {hint} {0}", printable(word))))
 }
 
 /// Opens and lists the stores asked for, each once; one that is not there ends the run before anything is printed.

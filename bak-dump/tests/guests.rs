@@ -233,5 +233,5 @@ fn on_80_columns_a_guest_is_a_line_and_empty_columns_are_left_out() {
         lines[0].split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(heading(80), "VM STATE SIZE KIND DRIVER");
-    assert_eq!(heading(50), "VM STATE SIZE");
+    assert_eq!(heading(45), "VM STATE SIZE");
 }

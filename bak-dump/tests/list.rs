@@ -10,7 +10,8 @@ fn list(kit: &Kit, args: &[&str]) -> Ran {
 
 /// Puts a dump's sidecar where bak-link (`dir` = "web") or bak-sync (".bak/sent/web") leaves it in an outbox.
 fn copy_sidecar(kit: &Kit, outbox: &str, dir: &str, stem: &str, key: &str, note: serde_json::Value) {
-    let from = kit.store().join(dir).join(format!("{stem}.dump.json"));
+    let vm = stem.rsplit_once('-').unwrap().0;
+    let from = kit.store().join(vm).join(format!("{stem}.dump.json"));
     let mut record: serde_json::Value = serde_json::from_slice(&fs::read(from).unwrap()).unwrap();
     record[key] = json!({"box": note});
     kit.write(&format!("{outbox}/{dir}/{stem}.dump.json"), format!("{record}\n"));
@@ -249,7 +250,7 @@ fn what_was_removed_over_there_since_is_not_called_sent() {
 fn a_guest_or_an_id_where_a_store_should_be_gets_a_hint() {
     let kit = Kit::new();
     kit.dump("web", "2026-11-18T01:00:00Z", 10);
-    let why = "bak-list: web is neither a directory nor a destination; for a guest: --guest web\n";
+    let why = "bak-list: there is no store at web, nor a destination web; for a guest: --guest web\n";
     assert_eq!(kit.run("bak-list", ["web", "--store", "store"]).expect(2).err, why);
     kit.run("bak-list", ["web@20261118T010000Z"]).expect(2).says("for the dump of this id: --id web@20261118T010000Z");
     kit.run("bak-list", ["./web"]).expect(2);
