@@ -37,7 +37,8 @@ const LOG_MAX: u64 = 4 << 20;
 pub const DATA: i32 = 3;
 
 /// What bak runs, and the Debian package that has it.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
+    ("VBoxManage", "virtualbox"),
     ("bzip2", "bzip2"),
     ("gzip", "gzip"),
     ("lzop", "lzop"),

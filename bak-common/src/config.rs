@@ -10,8 +10,10 @@ use crate::report::Kind;
 use crate::select::{Filter, Pattern, Subject};
 use crate::units::{Limit, Size, Span, limit, minute};
 
+mod vbox;
 mod vzdump;
 
+pub use vbox::{ExportOption, Ovf, Vbox};
 pub use vzdump::{Mode, Vzdump, Writer};
 
 /// Where the configuration is if nobody says.
@@ -44,6 +46,7 @@ pub struct Config {
     pub image: Image,
     /// Drivers that are programs, by name.
     pub exec: BTreeMap<String, Exec>,
+    pub vbox: Vbox,
     pub vzdump: Vzdump,
     /// What flags say of it: beats the rules, too.
     #[serde(skip)]

@@ -22,6 +22,7 @@ use crate::report::Kind;
 mod append;
 mod cache;
 mod daemon;
+mod delta;
 mod end;
 pub mod identity;
 mod listing;
@@ -37,6 +38,7 @@ mod url;
 
 pub use append::Slice;
 pub use cache::Cache;
+pub use delta::{Asked, DELTA, Delta};
 pub use end::TimeIsUp;
 pub use listing::{FarFile, FarKind};
 pub use look::Fetched;
@@ -82,6 +84,8 @@ pub struct Far {
     password_file: Option<PathBuf>,
     /// Over there a restricted rrsync is all that can be run: option paths are anchored at its directory.
     restricted: Option<bool>,
+    /// The newest protocol that the rsync over there speaks, where it says so.
+    protocol: Option<u32>,
     /// Only one run at a time is let in over there; each run holds `turn`, all of it if so.
     alone: AtomicBool,
     turn: RwLock<()>,
@@ -145,6 +149,7 @@ impl Far {
             master: None,
             password_file: access.password_file.as_deref().map(std::path::absolute).transpose()?,
             restricted: None,
+            protocol: None,
             alone: AtomicBool::new(false),
             turn: RwLock::new(()),
             runs: AtomicU64::new(0),

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 pub mod exec;
 pub mod image;
 pub mod image_restore;
+pub mod vbox;
 pub mod vzdump;
 
 /// The drivers that are built in.
-const KNOWN: [&str; 2] = [image::NAME, vzdump::NAME];
+const KNOWN: [&str; 3] = [image::NAME, vbox::NAME, vzdump::NAME];
 
 /// The guests that a driver found; those that it could not read are failures of their own.
 #[derive(Debug, Default)]
@@ -164,7 +165,7 @@ pub trait Driver: Sync {
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Guests")]
 pub struct DriverArgs {
-    /// How guests are listed and dumped: image, vzdump, or NAME where there is a program bak-driver-NAME [default: the
+    /// How guests are listed and dumped: image, vbox, vzdump, or NAME where there is a program bak-driver-NAME [default: the
     /// configuration's; image if images are named]
     #[arg(long, value_name = "NAME")]
     pub driver: Option<String>,
@@ -195,6 +196,7 @@ impl DriverArgs {
 pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
     match name {
         image::NAME => Ok(Box::new(image::Image::new(config)?)),
+        vbox::NAME => Ok(Box::new(vbox::Vbox::new(config))),
         vzdump::NAME => Ok(Box::new(vzdump::Vzdump::new(config)?)),
         other => match exec::Exec::installed(other, config)? {
             Some(driver) => Ok(Box::new(driver)),
@@ -204,5 +206,23 @@ pub fn find(name: &str, config: &Config) -> Result<Box<dyn Driver>> {
                 KNOWN.join(", ")
             ))),
         },
+    }
+}
+
+/// A word as a shell reads it.
+pub(crate) fn shown(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '=' | ':' | '@');
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn words_of_a_shell() {
+        assert_eq!(["a-b", "it's", ""].map(super::shown), ["a-b", r"'it'\''s'", "''"]);
     }
 }

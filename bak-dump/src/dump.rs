@@ -22,10 +22,14 @@ use std::path::PathBuf;
 use crate::claim::Claims;
 use crate::driver::DriverArgs;
 use crate::driver::image::Format;
+use crate::driver::vbox;
 use crate::guests::check_config;
 
 /// What must stay free if nobody says.
 const RESERVE: u64 = 2 << 30;
+
+/// How often to look whether a running guest has stopped if nobody says.
+const RETRY_WAIT: Span = Span(60);
 
 /// Dump guests into the store
 #[derive(Debug, Parser)]
@@ -67,12 +71,12 @@ struct Options {
     /// A note for these dumps
     #[arg(long, value_name = "TEXT")]
     annotation: Option<String>,
-    /// How often to look whether a running guest has stopped
-    #[arg(long, value_name = "DUR", default_value = "60s")]
-    retry_wait: Span,
-    /// How long to do so when only running guests are left
-    #[arg(long, value_name = "DUR", default_value = "0")]
-    retry_for: Span,
+    /// How often to look whether a running guest has stopped [default: the configuration's, or 60s]
+    #[arg(long, value_name = "DUR")]
+    retry_wait: Option<Span>,
+    /// How long to do so when only running guests are left [default: the configuration's, or 0]
+    #[arg(long, value_name = "DUR")]
+    retry_for: Option<Span>,
     /// The database of bak-state: claim each guest there while it is dumped
     #[arg(long, value_name = "DIR")]
     db: Option<PathBuf>,
@@ -106,7 +110,7 @@ struct VzdumpArgs {
     /// Mark the dumps so that neither Proxmox nor bak-prune removes them
     #[arg(long)]
     protected: bool,
-    /// How long one guest may take, with a driver that is a program, too
+    /// How long one guest may take, with vbox or a driver that is a program, too
     #[arg(long, value_name = "DUR")]
     timeout: Option<Span>,
 }
@@ -139,9 +143,9 @@ Examples:
   bak-dump --images /var/lib/libvirt/images --store /var/backups/vm --all
   bak-guests --tag prod | bak-dump - --jobs 2 | jq -r .id
 
-Stopped guests go first, those whose last dump is oldest before the others. With the driver
-`image` a guest that runs cannot be dumped: it goes last, and is a failure if it still runs then
-(see --retry-for). One guest's failure does not stop the others.
+Stopped guests go first, those whose last dump is oldest before the others. With the drivers
+`image` and `vbox` a guest that runs cannot be dumped: it goes last, and is a failure if it still
+runs then (see --retry-for). One guest's failure does not stop the others.
 
 Exit status: 0 done; 1 some guests failed; 2 usage, configuration or unreadable input;
 3 a lock is held; 4 a guard refused.";
@@ -161,12 +165,15 @@ struct Plan {
 const EXPIRE_MAX: u64 = 1000 * 365 * 86_400;
 
 impl Options {
-    fn plan(&self, config: &Config, dry_run: bool) -> Plan {
+    fn plan(&self, config: &Config, driver: &str, dry_run: bool) -> Plan {
+        let vbox = driver == vbox::NAME;
+        let retry_wait = self.retry_wait.or(config.vbox.retry_wait.filter(|_| vbox)).unwrap_or(RETRY_WAIT);
+        let retry_for = self.retry_for.or(config.vbox.retry_for.filter(|_| vbox)).unwrap_or_default();
         Plan {
             // A dry run says what is done in which order, now.
             jobs: if dry_run { 1 } else { usize::from(self.jobs) },
-            retry_for: std::time::Duration::from_secs(if dry_run { 0 } else { self.retry_for.0 }),
-            retry_wait: std::time::Duration::from_secs(self.retry_wait.0),
+            retry_for: std::time::Duration::from_secs(if dry_run { 0 } else { retry_for.0 }),
+            retry_wait: std::time::Duration::from_secs(retry_wait.0),
             reserve: self.reserve.or(config.reserve).map_or(RESERVE, |size| size.0),
             expire: self.expire.map(|span| i64::try_from(span.0).unwrap_or(i64::MAX)),
             annotation: self.annotation.clone(),
@@ -194,7 +201,7 @@ pub fn run() -> Result<u8> {
     let store = Store::open(&places.store(&session.config)?)?;
     let claims = Claims::new(cli.options.db.clone().or_else(|| session.config.db.clone()), session.wait)?;
     let input = if wanted.stdin { jsonl::read_all(&session.report, session.dry_run)? } else { Vec::new() };
-    let plan = cli.options.plan(&session.config, session.dry_run);
+    let plan = cli.options.plan(&session.config, driver.name(), session.dry_run);
     let chosen = wanted.choose(input, driver.as_ref(), &session)?;
     let done = make::Run::new(&session, &store, driver.as_ref(), &claims, &plan, &chosen).work(&chosen)?;
     Ok(finish(&session, done))
@@ -206,8 +213,13 @@ fn finish(session: &Session, done: usize) -> u8 {
 }
 
 /// Nothing to dump where everything was asked for: the images may not be mounted.
-fn nothing() -> anyhow::Error {
-    Kind::Usage.says("there is no guest to dump: is everything mounted?")
+fn nothing(driver: &str) -> anyhow::Error {
+    let ask = if driver == vbox::NAME {
+        "VirtualBox knows each user's machines apart: do they belong to the user who runs this?"
+    } else {
+        "is everything mounted?"
+    };
+    Kind::Usage.says(format!("there is no guest to dump: {ask}"))
 }
 
 #[cfg(test)]

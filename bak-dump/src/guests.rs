@@ -37,8 +37,9 @@ With the driver `image` each disk image is a guest, called like its file without
 guests with several disks are declared under [[image.guest]] in the configuration. An image on
 which others are based is listed, too. What is called .qcow2, .raw, .img, .vmdk, .vdi, .vhd,
 .vhdx, .vpc or .qcow must be a readable image; other files count if qemu-img sees a format in
-them. A guest runs if QEMU's lock on its image is held. With any other driver NAME its program
-bak-driver-NAME lists the guests; the README says how to write one.
+them. A guest runs if QEMU's lock on its image is held. With the driver `vbox` the guests are the
+machines of the user who runs this. With any other driver NAME its program bak-driver-NAME lists the
+guests; the README says how to write one.
 
 Exit status: 0 done; 1 some guests could not be read, or a name matched none;
 2 usage or configuration.";

@@ -31,6 +31,8 @@ use crate::{origin, pick};
 ///
 /// Without --to each image goes back to where it came from, in the format that its source had. With --to it stays in the
 /// format of the dump, unless --format is given or the file named ends in .raw or .qcow2.
+///
+/// Guests of Proxmox and VirtualBox are brought back by these; with -n the commands are printed.
 #[derive(Parser, Debug)]
 #[command(name = "bak-restore", version, after_help = HELP)]
 struct Cli {
@@ -44,8 +46,8 @@ struct Cli {
     /// Call the guest so
     #[arg(long = "as", value_name = "NEWVM", value_parser = |text: &str| GuestName::new(text))]
     new_name: Option<GuestName>,
-    /// Write here: an existing directory, or a file for a dump of one disk; for guests of Proxmox a storage, by its name
-    /// [default: where it came from]
+    /// Write here: an existing directory, or a file for a dump of one disk; for guests of Proxmox a storage, by its name;
+    /// for those of VirtualBox the directory in which they get their own [default: where it came from]
     #[arg(long, value_name = "PATH|STORAGE")]
     to: Option<PathBuf>,
     /// Write this format

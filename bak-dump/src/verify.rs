@@ -4,9 +4,9 @@
 //! that is `unknown`, and a failure of its own. With `--mark` a verdict goes into the sidecar, and a bad dump is good for
 //! nothing from then on, until a later run finds it good: it does not count, does not cover, is not sent.
 
-mod format;
+pub(crate) mod format;
 mod judge;
-mod ova;
+pub(crate) mod ova;
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Picks, Places, Session};

@@ -184,7 +184,9 @@ fn declared_guests_have_several_disks_names_and_tags() {
 fn mistakes_of_the_user() {
     let kit = Kit::new();
     image(&kit, "web.qcow2", "qcow2", 1);
-    kit.run("bak-guests", ["--driver", "vbxo"]).expect(2).says("no driver `vbxo`: it is not built in (image, vzdump)");
+    kit.run("bak-guests", ["--driver", "vbxo"])
+        .expect(2)
+        .says("no driver `vbxo`: it is not built in (image, vbox, vzdump)");
     kit.run("bak-guests", Vec::<&str>::new()).expect(2).says("--images");
     kit.run("bak-guests", ["--driver", "image"]).expect(2).says("--images");
     kit.run("bak-guests", ["--images", "vm", "-"]).expect(2);

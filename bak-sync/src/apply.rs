@@ -11,6 +11,7 @@ use bak_common::far::{Access, Far, FarFile, LimitReached, Url};
 use bak_common::ledger::{self, Ended, Ledger, Line, Pass as Figures};
 use bak_common::lock::Lock;
 use bak_common::meter::Wire;
+use bak_common::name::DumpId;
 use bak_common::outbox::{self, Identity, Outbox};
 pub use bak_common::pass::{Scratch, attempt, caps, lock};
 use bak_common::record::{Dump, Record, Skipped, to_line};
@@ -93,6 +94,8 @@ pub struct Pass<'a> {
     pub budget: Budget,
     /// The last attempt at the dump in hand did not end in order: its other end may still be there, and write.
     pub unsure: bool,
+    /// Dumps that go without deltas made here: one could not be made, or not be applied.
+    pub without_deltas: HashSet<DumpId>,
     /// What all of it has cost so far.
     pub sum: Wire,
     /// How fast dumps went so far, in bytes a second.
@@ -174,6 +177,7 @@ pub fn pass(
         id,
         budget,
         unsure: false,
+        without_deltas: HashSet::new(),
         sum,
         rate,
         turn: Turn::default(),

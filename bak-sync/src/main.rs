@@ -6,6 +6,7 @@ mod batch;
 mod carry;
 mod cli;
 mod crossed;
+mod deltas;
 mod identity;
 mod plan;
 mod progress;

@@ -1,6 +1,6 @@
 //! What a pass does, as functions of what is pending, what was sent and what is over there. Pure.
 
-use bak_common::far::{FarFile, FarKind};
+use bak_common::far::{DELTA, FarFile, FarKind};
 use bak_common::record::{Dump, FileEntry};
 use std::collections::{HashMap, HashSet};
 
@@ -124,7 +124,11 @@ pub fn litter(dump: &Dump, place: &str, basis: &str, history: &[Dump], listing: 
         if dir == place {
             temp.is_some_and(|of| own.contains(of) || of == sidecar)
         } else if dir == format!("{place}/{PARTIAL}") {
-            bases.contains(name) || temp.is_some_and(|of| own.contains(of) || bases.contains(of))
+            let of = name.strip_suffix(DELTA);
+            let applied = |of: &str| own.contains(of) && find(listing, &format!("{place}/{of}")).is_some();
+            of.is_some_and(|of| bases.contains(of) || applied(of))
+                || bases.contains(name)
+                || temp.is_some_and(|of| own.contains(of) || bases.contains(of))
         } else {
             dir == format!("{basis}/{place}") || (dir == basis && own.contains(temp.unwrap_or(name)))
         }
@@ -161,7 +165,7 @@ pub fn rest(dump: &Dump, place: &str, listing: &[FarFile]) -> Vec<FarFile> {
     let ours = |file: &&FarFile| {
         let Some((dir, name)) = file.name.rsplit_once('/') else { return false };
         let here = dir == place || dir == format!("{place}/{PARTIAL}");
-        here && (own(name) || temporary(name).is_some_and(own))
+        here && (own(name.strip_suffix(DELTA).unwrap_or(name)) || temporary(name).is_some_and(own))
     };
     listing.iter().filter(|file| file.kind == FarKind::File).filter(ours).cloned().collect()
 }

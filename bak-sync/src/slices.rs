@@ -7,11 +7,12 @@
 //! there the copy begins with a gap. Whatever can't be laid makes the transfer dearer, never wrong.
 
 use anyhow::{Context, Result, anyhow, ensure};
-use bak_common::far::{FarFile, Slice};
+use bak_common::far::{DELTA, FarFile, Slice};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, FileEntry};
 use bak_common::stop;
 use bak_common::store::{Entry, Store};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -40,8 +41,8 @@ impl Pass<'_> {
         if !self.far.may_discard()? {
             return Ok(());
         }
-        for file in &dump.files {
-            let name = format!("{place}/{PARTIAL}/{}", file.name);
+        for name in dump.files.iter().flat_map(|file| [file.name.clone(), format!("{}{DELTA}", file.name)]) {
+            let name = format!("{place}/{PARTIAL}/{name}");
             let Some(there) = plan::find(&self.listing, &name).cloned() else { continue };
             if !self.far.renew_partial(place, PARTIAL, &there, &self.basis)? {
                 self.listing.retain(|file| file.name != name);
@@ -89,11 +90,12 @@ impl Pass<'_> {
         self.warn_of(dump.id.as_str(), what, result);
     }
 
-    /// Lays the bases of a dump's files. Returns the hard links to take up again.
-    pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey) -> Vec<(FarFile, String)> {
+    /// Lays the bases of a dump's files, but of those that are `whole` there. Returns the hard links to take up again.
+    pub fn lay(&self, dump: &Dump, place: &str, journey: &Journey, whole: &HashSet<String>) -> Vec<(FarFile, String)> {
         let mut links = Vec::new();
-        let basis = |file| plan::basis(dump, file, place, &self.history, &self.listing);
-        let mut bases: Vec<Option<Basis>> = dump.files.iter().map(basis).collect();
+        let files: Vec<&FileEntry> = dump.files.iter().filter(|file| !whole.contains(&file.name)).collect();
+        let basis = |file: &&FileEntry| plan::basis(dump, file, place, &self.history, &self.listing);
+        let mut bases: Vec<Option<Basis>> = files.iter().map(basis).collect();
         if bases.iter().any(Option::is_some) {
             let may = self.far.may_discard();
             // What could never be taken up again is not laid.
@@ -102,7 +104,7 @@ impl Pass<'_> {
             }
             self.warn(dump, "goes without a basis", may.map(|_| ()));
         }
-        for (file, basis) in dump.files.iter().zip(bases) {
+        for (file, basis) in files.into_iter().zip(bases) {
             let laid = match basis {
                 Some(basis) if journey.way.sliced => self.lay_partial(dump, place, file, &basis),
                 Some(basis) => {
@@ -185,7 +187,7 @@ impl Pass<'_> {
     }
 
     /// The local file that a basis was sent from, if the store is known and still has it.
-    fn local(&self, basis: &Basis) -> Result<Option<File>> {
+    pub fn local(&self, basis: &Basis) -> Result<Option<File>> {
         let Some(path) = self.dest.store.as_ref().filter(|path| path.exists()) else { return Ok(None) };
         let store = Store::open(path)?;
         for place in [Outbox::place(&basis.dump.vm), String::new()] {
@@ -209,7 +211,7 @@ impl Pass<'_> {
         begun: Instant,
     ) -> Result<(), Stop> {
         if !journey.way.sliced {
-            return self.data(dump, entry, journey, false, id, begun);
+            return self.data(dump, entry, journey, &HashSet::new(), false, id, begun);
         }
         let mut watch = self.noting(dump, id, begun);
         for name in self.outbox.store.names(entry)? {

@@ -30,13 +30,18 @@ pub fn block_size(bytes: u64) -> u64 {
 }
 
 /// About so many bytes of checksums come back for a basis of this size: 7 to 10 a block were measured.
-fn sums(basis: u64, block: u64) -> u64 {
+pub fn sums(basis: u64, block: u64) -> u64 {
     basis.div_ceil(block).saturating_mul(9)
 }
 
 /// The most that data of this size can cost in one go: what can't be compressed, and the checksums of its basis.
 pub fn at_once(bytes: u64, basis: u64, block: u64) -> u64 {
     bytes.saturating_add(bytes / 128).saturating_add(sums(basis, block)).saturating_add(4 << 10)
+}
+
+/// The way of a dump that costs no checksums and may be cut.
+pub fn enough(largest: u64, room: Option<u64>) -> Option<Way> {
+    room.is_none_or(|room| room >= SLICE_LEAST).then(|| Way { sliced: true, block: block_size(largest) })
 }
 
 /// The way of a dump of which all files have `bytes`, the largest `largest`, and what deltas are made against `basis`.

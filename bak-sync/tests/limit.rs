@@ -199,7 +199,9 @@ fn content_that_shifts_stays_a_delta_in_slices_where_the_previous_dump_is_still_
     }
     let mut outs = Vec::new();
     for (limit, stored) in [("none", true), ("250K", true), ("1500K", false)] {
-        let place = Place::new(true);
+        // Where commands may be run the delta is made here.
+        let place = Place::rrsync("");
+        place.sync(["--init"]).clean();
         put_content(&place.outbox(), "web", DAY1, "vma", &old, linked(json!({})));
         put_content(&place.kit.store(), "web", DAY1, "vma", &old, json!({}));
         fs::create_dir(place.kit.path("elsewhere")).unwrap();

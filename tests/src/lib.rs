@@ -8,6 +8,7 @@ pub mod pve;
 pub mod rsyncd;
 pub mod sshd;
 pub mod strace;
+pub mod vbox;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -29,9 +29,18 @@ impl Far {
         let said = &answer.stderr;
         let restricted = !answer.status.success() && (said.contains("--server option is not") || busy(said));
         self.restricted = Some(restricted);
+        if answer.status.success() {
+            self.protocol = protocol(&String::from_utf8_lossy(&answer.stdout));
+        }
         self.alone.store(restricted, Relaxed);
         Ok(())
     }
+}
+
+/// What `rsync --version` says of it: `rsync  version 3.5.0  protocol version 32`.
+fn protocol(said: &str) -> Option<u32> {
+    let (_, rest) = said.lines().find_map(|line| line.split_once("protocol version "))?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Whether another one is at work, just now.

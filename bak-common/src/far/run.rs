@@ -20,7 +20,7 @@ const LISTING_MAX: usize = 48 << 20;
 
 /// Seconds without traffic after which a run is given up: who looks after the disk over there may be silent for minutes. That
 /// the line itself is dead is noticed within a minute, by ssh or by the meter before a daemon.
-const SILENCE_S: u64 = 600;
+pub(super) const SILENCE_S: u64 = 600;
 
 /// Bytes a second that are slow for a disk.
 const SLOW_DISK: u64 = 10_000_000;

@@ -76,7 +76,7 @@ impl Wanted {
             chosen.left.extend(failed);
         }
         if self.all && chosen.subjects.is_empty() && session.report.failed() == 0 {
-            return Err(super::nothing());
+            return Err(super::nothing(driver.name()));
         }
         Ok(chosen)
     }

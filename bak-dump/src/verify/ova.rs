@@ -1,4 +1,5 @@
-//! An OVA: a tar of a machine's description, its disks, and a manifest with a checksum of each (`SHA256(disk.vmdk)= …`).
+//! An OVA: a tar of a machine's description, its disks, and a manifest with a checksum of each (`SHA256(disk.vmdk)= …`,
+//! or as VirtualBox writes it, `SHA256 (disk.vmdk) = …`).
 //! One pass over the file, as the manifest may come anywhere in it.
 
 use anyhow::{Context, Result};
@@ -71,12 +72,16 @@ pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
 fn judge(manifest: &str, sums: &BTreeMap<String, Sums>) -> Found {
     let mut compared = 0;
     for line in manifest.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let parsed = line.split_once(")=").and_then(|(head, sum)| Some((head.split_once('(')?, sum.trim())));
-        let Some(((algorithm, name), expected)) = parsed else {
+        // A name may hold anything, so the line is read from its ends.
+        let parsed = line.rsplit_once('=').and_then(|(head, sum)| {
+            let (algorithm, name) = head.trim_end().strip_suffix(')')?.split_once('(')?;
+            Some((algorithm.trim_end(), name, sum.trim()))
+        });
+        let Some((algorithm, name, expected)) = parsed else {
             return Found::Bad(format!("a line of its manifest cannot be read: {line}"));
         };
         let Some(there) = sums.get(name) else { return Found::Bad(format!("{name} of its manifest is not in it")) };
-        match there.get(algorithm.trim().to_ascii_uppercase().as_str()) {
+        match there.get(algorithm.to_ascii_uppercase().as_str()) {
             Some(sum) if *sum == expected.to_ascii_lowercase() => compared += 1,
             Some(sum) => {
                 return Found::Bad(format!("{name} in it is damaged: its {algorithm} is {sum} instead of {expected}"));
@@ -102,6 +107,10 @@ mod tests {
         let table = [
             ("SHA256(a.ovf)= 22\n", Found::Sound("its manifest".into())),
             ("SHA1 (a.ovf)= 11\r\n\n", Found::Sound("its manifest".into())),
+            ("SHA256 (a.ovf) = 22\n", Found::Sound("its manifest".into())),
+            ("SHA256 (a.ovf) = 23\n", Found::Bad("a.ovf in it is damaged: its SHA256 is 22 instead of 23".into())),
+            ("SHA256 (a (1)=.ovf) = 22\n", Found::Bad("a (1)=.ovf of its manifest is not in it".into())),
+            ("SHA256 a.ovf = 22\n", Found::Bad("a line of its manifest cannot be read: SHA256 a.ovf = 22".into())),
             ("SHA256(a.ovf)= 23\n", Found::Bad("a.ovf in it is damaged: its SHA256 is 22 instead of 23".into())),
             ("SHA256(b.vmdk)= 22\n", Found::Bad("b.vmdk of its manifest is not in it".into())),
             ("SHA512(a.ovf)= 33\n", Found::Plausible("a manifest with unknown checksums".into())),
