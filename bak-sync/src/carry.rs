@@ -40,7 +40,7 @@ const WORTH_KEEPING: u64 = 16 << 20;
 
 /// Under a limit, what a dump costs in checksums of its basis is saved where deltas can be made here: from so many bytes on,
 /// and if they are more than an eighth of what it is expected to cost. It takes processor time: 85 MB a second were measured.
-const DEAR: u64 = 32 << 10;
+const DEAR: u64 = 16 << 10;
 
 /// Why a dump was not sent, and whether the line is to blame.
 pub struct Trouble {

@@ -11,13 +11,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 const MB: usize = 1 << 20;
 
-/// An image of 24 MB, half of it zeros, and the same with `changed` writes of 4 KiB.
+/// An image of 12 MB, half of it zeros, and the same with `changed` writes of 4 KiB.
 fn images(changed: u64) -> [Vec<u8>; 2] {
-    let mut old = noise(1, 12 * MB);
-    old.resize(24 * MB, 0);
+    let mut old = noise(1, 6 * MB);
+    old.resize(12 * MB, 0);
     let mut new = old.clone();
     for i in 0..changed {
-        let at = (i * 12 * MB as u64 / changed) as usize & !4095;
+        let at = (i * 6 * MB as u64 / changed) as usize & !4095;
         new[at..at + 4096].copy_from_slice(&noise(100 + i, 4096));
     }
     [old, new]
@@ -28,7 +28,7 @@ fn scene(place: &Place, [old, new]: &[Vec<u8>; 2]) -> String {
     put_content(&place.outbox(), "web", DAY1, "raw", old, linked(json!({})));
     put_content(&place.kit.store(), "web", DAY1, "raw", old, json!({}));
     place.sync([]).clean();
-    put_content(&place.outbox(), "web", DAY2, "raw", new, linked(json!({})))
+    put_content(&place.outbox(), "web", DAY2, "raw", new, linked(json!({"cost": 300_000})))
 }
 
 fn sync<const N: usize>(place: &Place, more: [&str; N]) -> Ran {
@@ -81,11 +81,11 @@ fn what_is_cut_costs_no_more_than_one_go_and_no_checksums_come_back() {
     scene(&place, &images);
     let (out, back) = wire(&passes(&place, [u64::MAX >> 8]));
     all_is_well(&place);
-    assert!(usual.1 > 30_000, "{usual:?}: as checksums come back in the usual way");
-    assert!(out <= usual.0 + 10_000 && back < 20_000, "{out} out, {back} in, against {usual:?}");
+    assert!(usual.1 > 20_000, "{usual:?}: as checksums come back in the usual way");
+    assert!(out <= usual.0 + 10_000 && back < 12_000, "{out} out, {back} in, against {usual:?}");
     // Small runs of a pass, and ssh's own, which are not what is measured here, take about 10 KB of each limit.
     let small = 20_000;
-    for percent in [10, 50, 90] {
+    for percent in [10, 90] {
         let place = Place::new(true);
         scene(&place, &images);
         let sent = passes(&place, [out * percent / 100 + small]);
@@ -101,7 +101,7 @@ fn what_is_cut_costs_no_more_than_one_go_and_no_checksums_come_back() {
     assert!(wire(&sent).0 <= out * 11 / 10, "{sent} against {out}");
     // Holes stay holes.
     let there = fs::metadata(place.far().join("web/web-20261119T010000Z.raw")).unwrap();
-    assert!(there.blocks() * 512 < 16 * MB as u64, "{}", there.blocks());
+    assert!(there.blocks() * 512 < 8 * MB as u64, "{}", there.blocks());
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_key_that_may_run_nothing_but_rsync_gets_the_dump_in_the_usual_way() {
     let args =
         ["--outbox", "outbox", "--dest", &format!("box={url}"), "--ssh", &ssh, "--store", "store", "--limit", "500M"];
     let ran = place.kit.run("bak-sync", args).clean();
-    assert!(wire(&ran.records()[0]["sent"]["box"]).1 > 30_000, "{}", ran.out);
+    assert!(wire(&ran.records()[0]["sent"]["box"]).1 > 20_000, "{}", ran.out);
     all_is_well(&place);
 }
 
