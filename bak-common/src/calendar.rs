@@ -146,7 +146,12 @@ fn civil(wall: NaiveDateTime) -> Option<jiff::civil::DateTime> {
 }
 
 fn first_moment<Z: TimeZone>(zone: &Z, wall: NaiveDateTime) -> Option<Time> {
-    let first = |wall: &NaiveDateTime| zone.from_local_datetime(wall).earliest();
+    // Of an hour that comes twice chrono names the later one first, and at its very end one that does not show this at all.
+    let first = |wall: &NaiveDateTime| {
+        let both = zone.from_local_datetime(wall);
+        let shown = [both.clone().earliest(), both.latest()].into_iter().flatten();
+        shown.filter(|time| zone.from_utc_datetime(&time.naive_utc()).naive_local() == *wall).min()
+    };
     if let Some(moment) = first(&wall) {
         return Some(Time::new(moment.to_utc()));
     }

@@ -102,9 +102,12 @@ pub struct FileMark {
 impl FileMark {
     /// The mark of `name` in `dir`; `None` if it is not there.
     pub fn of(dir: BorrowedFd, name: &str) -> Result<Option<Self>> {
-        let mark =
-            |stat: Stat| Self { inode: stat.st_ino, bytes: stat.st_size, written: (stat.st_mtime, stat.st_mtime_nsec) };
-        Ok(stat(dir, name)?.map(mark))
+        Ok(stat(dir, name)?.as_ref().map(Self::of_stat))
+    }
+
+    /// The mark of what was looked at.
+    pub fn of_stat(stat: &Stat) -> Self {
+        Self { inode: stat.st_ino, bytes: stat.st_size, written: (stat.st_mtime, stat.st_mtime_nsec) }
     }
 
     /// Gives `name` in `dir`, just written, a mark that no later writing can leave it. Kernels date what is written by the
@@ -155,7 +158,8 @@ pub fn open_file(dir: BorrowedFd, name: &str) -> Result<Option<File>> {
     Ok(open_stat(dir, name)?.map(|(file, _)| file))
 }
 
-fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
+/// The same, with what it is.
+pub fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match open_at(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
@@ -278,9 +282,14 @@ pub fn sync_good<T>(made: Vec<Result<T>>, fd: impl Fn(&T) -> BorrowedFd<'_>) -> 
 /// Moves `name` from one directory to another, never replacing. Idempotent: what has been moved already is fine. Where
 /// the file system cannot rename without replacing, `name` is linked and stays in `from` too.
 pub fn move_file(from: BorrowedFd, to: BorrowedFd, name: &str) -> Result<()> {
-    let shown = printable(name);
+    move_as(from, name, to, name)
+}
+
+/// The same for `old`, which is called `new` there.
+pub fn move_as(from: BorrowedFd, old: &str, to: BorrowedFd, new: &str) -> Result<()> {
+    let shown = printable(new);
     let there = |what: &str| -> Result<()> {
-        let (Some(new), old) = (stat(to, name)?, stat(from, name)?) else {
+        let (Some(new), old) = (stat(to, new)?, stat(from, old)?) else {
             bail!("{shown} has vanished");
         };
         match old {
@@ -289,12 +298,12 @@ pub fn move_file(from: BorrowedFd, to: BorrowedFd, name: &str) -> Result<()> {
             Some(_) => bail!("{shown} {what}"),
         }
     };
-    match rustix::io::retry_on_intr(|| rustix::fs::renameat_with(from, name, to, name, RenameFlags::NOREPLACE)) {
+    match rustix::io::retry_on_intr(|| rustix::fs::renameat_with(from, old, to, new, RenameFlags::NOREPLACE)) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => there("is there already: nothing is overwritten; move that file away"),
         Err(Errno::NOENT) => there("is there already"),
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match rustix::fs::linkat(from, name, to, name, AtFlags::empty()) {
+            match rustix::fs::linkat(from, old, to, new, AtFlags::empty()) {
                 Ok(()) => Ok(()),
                 Err(Errno::EXIST) => there("is there already: nothing is overwritten; move that file away"),
                 Err(error) => Err(error).with_context(|| format!("cannot put {shown} in its place")),

@@ -6,7 +6,8 @@
 //! *Add.* The files are made in `.bak/work/<stem>/`, whose lock their maker (and the programs it started) hold, and are
 //! flushed there. Then, under the store's lock, the sidecar is flushed there too: that is the decision. Then the files
 //! move to their place by a call that never replaces, the directory is flushed, and the sidecar follows likewise.
-//! Hard links of many dumps are added together, in the same order, with one decision for all of them: see [`link`].
+//! Hard links of many dumps are added together, in the same order, with one decision for all of them: see [`link`]. Files
+//! that others made stay where they are and get a sidecar: see [`adopt`].
 //!
 //! *Remove.* Under the store's lock the sidecar moves to the same place below `.bak/drop/`, and both directories are
 //! flushed: that is the decision. Then the files go, the directory is flushed, and last the dropped sidecar goes.
@@ -22,6 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod adopt;
 mod annotate;
 mod change;
 mod copy;
@@ -32,6 +34,7 @@ mod looks;
 mod place;
 mod remove;
 
+pub use adopt::{Adopted, Busy, Found};
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};
 pub use looks::{Looks, PROTECTED};

@@ -1,4 +1,4 @@
-//! bak-guests, bak-list, bak-dump, bak-verify, bak-restore: a module each; `driver` is what they share.
+//! bak-guests, bak-list, bak-dump, bak-scan, bak-verify, bak-restore: a module each; `driver` is what they share.
 
 mod bar;
 mod check;
@@ -12,4 +12,5 @@ pub mod origin;
 pub mod pick;
 pub mod queue;
 pub mod restore;
+pub mod scan;
 pub mod verify;

@@ -7,10 +7,11 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-const TOOLS: [&str; 9] = [
+const TOOLS: [&str; 10] = [
     "bak-guests",
     "bak-state",
     "bak-dump",
+    "bak-scan",
     "bak-link",
     "bak-sync",
     "bak-list",

@@ -3,9 +3,8 @@
 
 use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, Ran, noise};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
-use std::path::Path;
 
 /// What stands in the chapter between ```KIND and ```, the first of that kind.
 fn block(kind: &str) -> String {
@@ -54,29 +53,6 @@ fn here(kit: &Kit, line: &str) -> String {
     if words[0].starts_with("bak-") { format!("{} --config bak.toml", words.join(" ")) } else { words.join(" ") }
 }
 
-/// Whether bak-scan is one of the programs.
-fn has_scan() -> bool {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../bak-dump/src/bin/bak-scan.rs")).is_file()
-}
-
-/// Where there is no bak-scan: what it would write beside the dumps.
-fn by_hand(kit: &Kit) {
-    for file in fs::read_dir(kit.store()).unwrap() {
-        let name = file.unwrap().file_name().into_string().unwrap();
-        let bytes = fs::metadata(kit.store().join(&name)).unwrap().len();
-        let Some((stem, _)) = name.split_once('.').filter(|_| name.ends_with(".lzo") && bytes > 100_000) else {
-            continue;
-        };
-        let (vm, date) = stem.split_at(stem.len() - "-2018_10_20-01_00_02".len());
-        let day = date[1..11].replace('_', "-");
-        let id = format!("{vm}@{}T010002Z", day.replace('-', ""));
-        let times = format!("{day}T01:00:02Z");
-        let record = json!({"v": 1, "type": "dump", "id": id, "vm": vm, "kind": "qemu", "driver": "vzdump", "started": times,
-            "finished": times, "stem": stem, "bytes": bytes, "files": [{"name": name, "bytes": bytes}]});
-        kit.write(&format!("store/{stem}.dump.json"), format!("{record}\n"));
-    }
-}
-
 fn decisions(ran: &Ran, of: &str) -> Vec<(String, String)> {
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let decision = |record: &Value| (word(&record["id"]), word(&record[of]["box"]["decision"]));
@@ -94,14 +70,8 @@ fn what_the_old_script_left_is_adopted_at_both_ends_and_nothing_of_it_ships_agai
     kit.write("bak.toml", config.replace("backup@box:/srv/backup/pve1\"", &url));
     let far = || kit.sh("cd far && find . -type f -name '*.lzo' | sort | xargs sha256sum").clean().out;
     let (before, commands) = (far(), block("sh"));
-    let mut ran: Vec<(&str, Ran)> = Vec::new();
-    for line in commands.lines() {
-        if line.starts_with("bak-scan") && !has_scan() {
-            by_hand(&kit);
-        } else {
-            ran.push((line, kit.sh(&here(&kit, line)).clean()));
-        }
-    }
+    let run = |line| (line, kit.sh(&here(&kit, line)).clean());
+    let ran: Vec<(&str, Ran)> = commands.lines().map(run).collect();
     let of_line = |begin: &str| &ran.iter().rfind(|(line, _)| line.starts_with(begin)).expect(begin).1;
     let ids = [
         "db@20181018T010002Z",
@@ -117,12 +87,10 @@ fn what_the_old_script_left_is_adopted_at_both_ends_and_nothing_of_it_ships_agai
         ids
     };
     assert_eq!(sorted(kit.run("bak-list", ["--config", "bak.toml"]).clean().column("id")), ids);
-    if has_scan() {
-        assert_eq!(sorted(of_line("bak-scan").column("id")), ids);
-        let (_, plan) = ran.iter().find(|(line, _)| line.starts_with("bak-scan") && line.contains(" -n ")).unwrap();
-        let cut = plan.records().into_iter().find(|record| record["file"] == "mail-2018_10_21-01_00_02.vma.lzo");
-        assert!(cut.expect("the one that was cut off")["why"].as_str().unwrap().contains("does not end as lzop"));
-    }
+    assert_eq!(sorted(of_line("bak-scan").column("id")), ids);
+    let (_, plan) = ran.iter().find(|(line, _)| line.starts_with("bak-scan") && line.contains(" -n ")).unwrap();
+    let cut = plan.records().into_iter().find(|record| record["file"] == "mail-2018_10_21-01_00_02.vma.lzo");
+    assert!(cut.expect("the one that was cut off")["why"].as_str().unwrap().contains("does not end as lzop"));
     let (looked, reconciled) = (of_line("bak-sync --reconcile -n"), of_line("bak-sync --reconcile  "));
     let linked = of_line("bak-link -n --explain");
     let there = [ids[0], ids[4], ids[5], ids[6]].map(|id| (id.to_owned(), "adopted".to_owned()));

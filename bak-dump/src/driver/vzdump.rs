@@ -24,7 +24,8 @@ use bak_common::select::Subject;
 use std::path::PathBuf;
 
 use super::{Driver, Job, Listed, Made, Order};
-use conf::Conf;
+pub(crate) use conf::Conf;
+pub(crate) use log::Heard;
 
 pub const NAME: &str = "vzdump";
 
@@ -72,7 +73,7 @@ impl Kind {
 }
 
 /// A guest's number: what Proxmox knows it by.
-fn vmid(text: &str) -> Option<u32> {
+pub(crate) fn vmid(text: &str) -> Option<u32> {
     // As Proxmox has them: 100 to 999999999.
     let sound = (3..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| sound)

@@ -31,7 +31,7 @@ impl Conf {
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let lines = text.lines().take_while(|line| !line.starts_with('['));
         let pairs = lines.filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(':'));
         // As Proxmox reads it: what comes later counts.

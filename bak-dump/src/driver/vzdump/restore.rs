@@ -4,7 +4,7 @@
 //! destroys its disks. So a number that any node's configuration holds is refused, and even `--force` replaces only a guest of
 //! this node.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bak_common::command::{Event, Program};
 use bak_common::report::Kind as Status;
 use rustix::process::Signal;
@@ -21,16 +21,17 @@ pub fn restore(driver: &Vzdump, order: &Order) -> Result<Vec<String>> {
         bail!("a dump of vzdump is one archive, and this one has {} files", order.files.len())
     };
     ensure!(order.format.is_none(), Status::Usage.says("--format is for disk images: Proxmox restores what it dumped"));
-    let old = driver.number(order.dump.vm.as_str())?;
+    // What was adopted by a name of its own has none.
+    let old = driver.number(order.dump.vm.as_str());
     let id = match order.name {
         Some(name) => vmid(name.as_str()).ok_or_else(|| {
             Status::Usage.says(format!("--as {name}: a guest of Proxmox is a number from 100 to 999999999"))
         })?,
-        None => old,
+        None => *old.as_ref().map_err(|error| anyhow!("{error:#}: give it one by --as"))?,
     };
     let storage = order.to.map(storage).transpose()?;
     room(driver, id, order.force)?;
-    let words = words(kind, archive, id, storage, order.force, id != old);
+    let words = words(kind, archive, id, storage, order.force, old.ok() != Some(id));
     if order.dry_run {
         return Ok(vec![words.iter().map(|word| shown(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")]);
     }
