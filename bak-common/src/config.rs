@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::name::is_component;
 use crate::report::Kind;
 use crate::select::{Filter, Pattern, Subject};
-use crate::units::{Limit, Size, Span, limit};
+use crate::units::{Limit, Size, Span, limit, minute};
 
 mod vbox;
 mod vzdump;
@@ -129,6 +129,13 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
     })
 }
 
+/// Kept as it was written: refused here, so that every program refuses it, with its line.
+fn time_of_day<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    minute(&text).map_err(|error| serde::de::Error::custom(format!("until: {error:#}")))?;
+    Ok(Some(text))
+}
+
 /// An off-site place.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -139,6 +146,7 @@ pub struct Dest {
     limit: Option<OneOrMany>,
     pub bwlimit: Option<String>,
     /// When a pass ends, `06:00`.
+    #[serde(deserialize_with = "time_of_day")]
     pub until: Option<String>,
     pub overdraft: bool,
     /// Whether bak-link copies into an outbox on another file system.
@@ -420,6 +428,7 @@ sync = []
             ("[[dest]]\nname = \"a\"\nurl = \"s3://x\"\n", "url of the destination a"),
             ("[[dest]]\nname = \"../x\"\n", "cannot be the name of a destination"),
             ("[[dest]]\nname = \"a\"\nlimit = \"10G/year\"\n", "10G/year"),
+            ("[[dest]]\nname = \"a\"\nuntil = \"25:00\"\n", "3:9: until: `25:00` is no time of the day like 06:00"),
             ("[[guest]]\nsync = [\"bxo\"]\n", "`bxo`"),
             ("[exec.pg]\nenv = { BAK_VM = \"x\" }\n", "cannot set `BAK_VM`"),
             ("[exec.pg]\ntimeot = \"1h\"\n", "2:1: unknown field `timeot`"),

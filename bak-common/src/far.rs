@@ -184,8 +184,8 @@ impl Far {
     }
 
     /// Has every run, those to a mounted path, too, keep to the speed that `pace` says, which is asked again all the time.
-    /// If it may be [`Speed::Wait`], rsync's own limit of time without traffic is off, and only ssh, or the meter
-    /// before a daemon, notices that a line is dead.
+    /// If it may be [`Speed::Wait`], rsync's own limit of time without traffic is off, and the meter's holds, which knows
+    /// when it is to wait.
     pub fn keep_pace(&mut self, pace: impl Fn() -> Speed + Send + Sync + 'static, may_wait: bool) {
         self.pace = Some(Pace(Box::new(pace)));
         self.may_wait = may_wait;

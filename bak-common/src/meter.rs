@@ -13,6 +13,9 @@
 //!
 //! *The speed* stands in the file, too, and may change while the meter runs: it looks at least every 100 ms.
 //!
+//! *The silence.* Nor does a meter wait for ever: after a time that stands in the file, in which nothing has crossed, it ends the
+//! transfer, also where rsync itself may be told to wait.
+//!
 //! *The stop.* Whoever started the meter may end the transfer by a word in the file: as at the limit, but at once, and the
 //! far side has a time to end by itself. If rsync is gone the meter ends what it started, and itself.
 
@@ -58,9 +61,13 @@ const CUT: u64 = 24;
 const SPEED: u64 = 32;
 /// 0, or one more than the milliseconds that the far side has to end.
 const STOP: u64 = 40;
+/// After so many milliseconds without a byte either way the line is given up; 0 for never.
+const PATIENCE: u64 = 56;
+/// It was.
+const SILENT: u64 = 64;
 /// Not 0 if the speed is that of what comes in.
-const INWARD: u64 = 48;
-const LENGTH: usize = 56;
+const INWARD: u64 = 72;
+const LENGTH: usize = 80;
 
 /// Bytes so far, as rsync's side sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -223,6 +230,18 @@ impl Counts {
         let _ = self.0.write_all_at(&number.to_le_bytes(), STOP);
     }
 
+    /// Has the meter end the transfer when nothing has crossed for so long, but for waits that the speed says.
+    pub fn set_patience(&self, patience: Duration) {
+        // If this fails the time holds that was said before.
+        let number = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let _ = self.0.write_all_at(&number.to_le_bytes(), PATIENCE);
+    }
+
+    /// Whether it was ended so.
+    pub fn silent(&self) -> bool {
+        self.number(SILENT) != 0
+    }
+
     /// Whether the transfer is to end, and how much time the far side has.
     fn stopped(&self) -> Option<Duration> {
         self.number(STOP).checked_sub(1).map(Duration::from_millis)
@@ -317,6 +336,28 @@ impl Line {
             }
         }
         false
+    }
+}
+
+/// Since when nothing has crossed, where something might.
+struct Quiet {
+    since: Instant,
+    seen: Wire,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self { since: Instant::now(), seen: Wire::default() }
+    }
+
+    /// Notes that the line is to be given up, if so.
+    fn is_too_long(&mut self, line: &Line) -> bool {
+        let wire = line.counts.wire();
+        if wire != self.seen || line.counts.number(SPEED) == Speed::Wait.number() {
+            (self.since, self.seen) = (Instant::now(), wire);
+        }
+        let most = line.counts.number(PATIENCE);
+        most > 0 && self.since.elapsed().as_millis() > u128::from(most) && line.note(SILENT, 1)
     }
 }
 

@@ -25,6 +25,26 @@ pub fn with_prose(headings: &[&str], right: &[usize], rows: impl IntoIterator<It
     table.trim_fmt()
 }
 
+/// A table that leaves out the columns of `spare`, in that order, as far as it would else be wider than the terminal.
+pub fn fitting(
+    headings: &[&str],
+    right: &[usize],
+    spare: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
+    let mut rows: Vec<Vec<String>> = rows.into_iter().collect();
+    for column in spare {
+        let table = made(headings, right, rows.iter().cloned());
+        let wide: usize = table.column_max_content_widths().iter().map(|width| usize::from(*width) + 2).sum();
+        if width().is_none_or(|width| wide <= width) {
+            return table.trim_fmt();
+        }
+        // An empty column is left out.
+        rows.iter_mut().filter_map(|row| row.get_mut(*column)).for_each(String::clear);
+    }
+    made(headings, right, rows).trim_fmt()
+}
+
 /// How many columns the terminal has, if it says.
 pub fn width() -> Option<usize> {
     Table::new().width().map(usize::from).filter(|width| *width >= NARROWEST)
@@ -33,12 +53,17 @@ pub fn width() -> Option<usize> {
 /// A terminal that does not know its width says 0.
 const NARROWEST: usize = 40;
 
+/// Without the columns in which nothing stands, if there are rows at all.
 fn made(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(headings.iter().map(|text| text.to_uppercase()));
-    for row in rows {
-        table.add_row(row.iter().map(|cell| printable(cell)));
+    let rows: Vec<Vec<String>> = rows.into_iter().collect();
+    let filled =
+        |at: &usize| rows.is_empty() || rows.iter().any(|row| row.get(*at).is_some_and(|cell| !cell.is_empty()));
+    let shown: Vec<usize> = (0..headings.len()).filter(filled).collect();
+    table.set_header(shown.iter().map(|at| headings[*at].to_uppercase()));
+    for row in &rows {
+        table.add_row(shown.iter().map(|at| row.get(*at).map_or_else(String::new, |cell| printable(cell).to_string())));
     }
     if table.width().is_some_and(|width| usize::from(width) < NARROWEST) {
         table.set_content_arrangement(ContentArrangement::Disabled);
@@ -50,8 +75,8 @@ fn made(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<S
     {
         column.set_constraint(ColumnConstraint::ContentWidth);
     }
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
+    for column in right.iter().filter_map(|right| shown.iter().position(|at| at == right)) {
+        if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

@@ -6,7 +6,7 @@
 //! leaves out holds from the change on, and one that it shows twice from the first time on.
 
 use crate::meter::Speed;
-use crate::units;
+use crate::units::{self, minute};
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDateTime, Timelike};
 
@@ -24,10 +24,11 @@ impl Timetable {
     /// Reads a rate, `off`, or a timetable.
     pub fn parse(text: &str) -> Result<Self> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        if let [word] = words[..]
-            && !word.contains(',')
-        {
-            let speed = speed(word)?;
+        // `200 kbit` is one rate, as is `5M`; a timetable has times in it.
+        let first = words.first().and_then(|word| word.chars().next());
+        let one = words.len() == 1 || first.is_some_and(|letter| letter.is_ascii_digit());
+        if one && !text.contains([',', ':']) {
+            let speed = speed(text.trim())?;
             ensure!(speed != Speed::Wait, "at a rate of 0 nothing would ever be sent");
             return Ok(Self { entries: vec![(0, speed)] });
         }
@@ -91,17 +92,6 @@ fn speed(text: &str) -> Result<Speed> {
     })
 }
 
-/// A time of the day, `08:00` or `8:00`, in minutes.
-pub fn minute(text: &str) -> Result<u32> {
-    let part = |text: &str, below: u32| {
-        let digits = (1..=2).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse().ok().filter(|number: &u32| digits && *number < below)
-    };
-    let time = text.split_once(':').filter(|(_, minutes)| minutes.len() == 2);
-    let time = time.and_then(|(hours, minutes)| Some(part(hours, 24)? * 60 + part(minutes, 60)?));
-    time.with_context(|| format!("`{}` is no time of the day like 06:00", text.escape_debug()))
-}
-
 /// Days, `mon`, `mon-fri`, `sat-mon`, `mon,wed,fri`: numbers from Monday, 0, on.
 fn these_days(word: &str) -> Result<Vec<u32>> {
     let day = |name: &str| {
@@ -133,6 +123,8 @@ mod tests {
         let table = [
             ("5M", "2026-11-20T03:00:00", Speed::Rate(5 << 20)),
             ("20Mbit", "2026-11-20T03:00:00", Speed::Rate(2_500_000)),
+            ("200 kbit", "2026-11-20T03:00:00", Speed::Rate(25_000)),
+            (" 200 kbit/s ", "2026-11-20T03:00:00", Speed::Rate(25_000)),
             ("off", "2026-11-20T03:00:00", Speed::Free),
             ("08:00,512K 19:00,off", "2026-11-20T07:59:59", Speed::Free),
             ("08:00,512K 19:00,off", "2026-11-20T08:00:00", k512),
@@ -163,7 +155,7 @@ mod tests {
             ("22:00,0", "nothing would ever be sent"),
             ("5X", "5X"),
             ("08:00", "08:00"),
-            ("08:00,", "number"),
+            ("08:00,", "no rate"),
             ("8:0,1M", "no time of the day"),
             ("24:00,1M", "no time of the day"),
             ("+8:00,1M", "no time of the day"),
@@ -173,7 +165,8 @@ mod tests {
             ("mon-fri", "mon-fri"),
             ("08:00,1M sat-sun", "has no time behind it"),
             ("mon-fry 08:00,1M", "mon-fry"),
-            ("5M 6M", "neither"),
+            ("5M 6M", "`5M 6M` is no rate like 512K or 5M (bytes a second) or 20Mbit"),
+            ("200 kbps", "no rate like"),
         ] {
             let error = format!("{:#}", Timetable::parse(text).unwrap_err());
             assert!(error.contains(why), "{text}: {error}");

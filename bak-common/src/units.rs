@@ -49,16 +49,27 @@ pub fn size(text: &str) -> Result<u64> {
     whole(value * factor, text)
 }
 
-/// A rate in bytes a second: `512K`, `5M`, `20Mbit`.
+/// A rate in bytes a second: `512K`, `5M`, `20Mbit`, `200 kbit/s`.
 pub fn rate(text: &str) -> Result<u64> {
+    let wrong = || format!("`{}` is no rate like 512K or 5M (bytes a second) or 20Mbit", text.escape_debug());
     let text = text.trim().trim_end_matches("/s");
     let Some(bits) = text.strip_suffix("bit") else {
-        return size(text);
+        return size(text).map_err(|_| anyhow!(wrong()));
     };
-    let (value, letter) = number(bits)?;
-    let factor =
-        prefix(letter, 1000.0).with_context(|| format!("`{}` is no rate like 5M or 20Mbit", text.escape_debug()))?;
+    let (value, letter) = number(bits).map_err(|_| anyhow!(wrong()))?;
+    let factor = prefix(letter, 1000.0).with_context(wrong)?;
     whole(value * factor / 8.0, text)
+}
+
+/// A time of the day, `08:00` or `8:00`, in minutes.
+pub fn minute(text: &str) -> Result<u32> {
+    let part = |text: &str, below: u32| {
+        let digits = (1..=2).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|number: &u32| digits && *number < below)
+    };
+    let time = text.split_once(':').filter(|(_, minutes)| minutes.len() == 2);
+    let time = time.and_then(|(hours, minutes)| Some(part(hours, 24)? * 60 + part(minutes, 60)?));
+    time.with_context(|| format!("`{}` is no time of the day like 06:00", text.escape_debug()))
 }
 
 /// A duration in seconds: `90s`, `36h`, `7d`, `1d 12h`, `2w`.

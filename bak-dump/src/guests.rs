@@ -7,7 +7,7 @@ use bak_common::name::GuestName;
 use bak_common::record::{Failed, Guest, Record, State};
 use bak_common::report::Kind;
 use bak_common::select::{Selector, Subject};
-use bak_common::table::table;
+use bak_common::table::fitting;
 use bak_common::units::show_size;
 use clap::Parser;
 
@@ -133,7 +133,8 @@ fn show(guests: &[Guest]) -> String {
             guest.tags.join(" "),
         ]
     };
-    format!("{}\n", table(&["vm", "name", "state", "size", "kind", "driver", "tags"], &[3], guests.iter().map(row)))
+    let headings = ["vm", "name", "state", "size", "kind", "driver", "tags"];
+    format!("{}\n", fitting(&headings, &[3], &[5, 4], guests.iter().map(row)))
 }
 
 fn state(state: State) -> &'static str {

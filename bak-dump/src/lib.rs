@@ -7,7 +7,7 @@ mod drill;
 pub mod driver;
 pub mod dump;
 mod fetch;
-mod frames;
+pub mod frames;
 pub mod guests;
 pub mod list;
 pub mod origin;

@@ -5,17 +5,17 @@ use bak_common::args::{Common, Picks, Places, Reach, Session};
 use bak_common::calendar::Time;
 use bak_common::far::Far;
 use bak_common::jsonl::Writer;
-use bak_common::name::DumpId;
+use bak_common::name::{DumpId, printable};
 use bak_common::outbox::{History, Outbox};
 use bak_common::record::{Dump, GuestKey, Record};
 use bak_common::report::Kind;
 use bak_common::select::{Filter, Selector};
 use bak_common::store::{Entry, Listing, Store};
-use bak_common::table::table;
+use bak_common::table::fitting;
 use bak_common::units::{show_duration, show_size};
 use clap::Parser;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::origin::{self, Origin};
 
@@ -108,6 +108,13 @@ fn selector(cli: &Cli) -> Result<Selector> {
     Selector::new(&cli.guest.iter().cloned().chain(ids).collect::<Vec<_>>(), filter, picks.all)
 }
 
+/// Refuses what is no directory, and rather the name of a guest or a dump.
+fn no_store(dir: &Path, text: &Path) -> Result<()> {
+    let Some(word) = text.to_str().filter(|word| !dir.exists() && !word.contains('/')) else { return Ok(()) };
+    let hint = if DumpId::new(word).is_ok() { "for the dump of this id: --id" } else { "for a guest: --guest" };
+    Err(Kind::Usage.says(format!("there is no store at {0}, nor a destination {0}; {hint} {0}", printable(word))))
+}
+
 /// Opens and lists the stores asked for, each once; one that is not there ends the run before anything is printed.
 fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
     let mut origins = Vec::new();
@@ -115,7 +122,11 @@ fn open(cli: &Cli, session: &Session) -> Result<Vec<Read>> {
         if text.as_os_str() == "-" {
             return Err(Kind::Usage.says("bak-list does not read standard input: its operands are stores"));
         }
-        origins.push(origin::origin(text, &cli.places, session)?);
+        let origin = origin::origin(text, &cli.places, session)?;
+        if let Origin::Dir(dir) = &origin {
+            no_store(dir, text)?;
+        }
+        origins.push(origin);
     }
     if origins.is_empty() {
         origins.push(Origin::Dir(cli.places.store(&session.config)?));
@@ -242,7 +253,8 @@ fn print(session: &Session, stores: &[Read], sides: &[Side], dumps: Vec<(usize, 
         let store = many.then(|| stores[*number].path.display().to_string());
         store.into_iter().chain(row(session, dump, sides)).collect()
     });
-    out.line(&table(&headings, &[first + 3, first + 4], rows))
+    // The id says when it began, too.
+    out.line(&fitting(&headings, &[first + 3, first + 4], &[first + 2, first + 3], rows))
 }
 
 fn row(session: &Session, dump: &Dump, sides: &[Side]) -> Vec<String> {
@@ -258,7 +270,7 @@ fn row(session: &Session, dump: &Dump, sides: &[Side]) -> Vec<String> {
     ];
     row.extend(sides.iter().map(|side| match (dump.sent.get(&side.name), dump.link.get(&side.name)) {
         (Some(sent), _) => match sent.pruned {
-            Some(at) => format!("sent {}, removed there {}", local(sent.at), local(at)),
+            Some(at) => format!("removed there {}", local(at)),
             None => format!("sent {}", local(sent.at)),
         },
         (None, Some(link)) => match &link.error {

@@ -233,7 +233,7 @@ fn what_a_killed_drill_left_is_removed_by_the_next_if_it_surely_is_that() {
     let before = guests(&node);
     // Killed when the guest is there and has its mark.
     node.set("behave/999999999", "lingers");
-    killed(&node, || orders(&node).contains("destroy"));
+    killed(&node, || node.kit.path("pve/lingers").exists());
     assert!(node.conf("nodes/pve1/qemu-server/999999999.conf").contains("tags: bak-drill-"));
     node.set("behave/999999999", "");
     let ran = node.run("bak-restore", &["--drill", "100"]).clean();
@@ -261,7 +261,7 @@ fn what_a_killed_drill_left_is_removed_by_the_next_if_it_surely_is_that() {
 fn somebody_elses_guest_stays() {
     let node = node();
     node.set("behave/999999999", "lingers");
-    killed(&node, || orders(&node).contains("destroy"));
+    killed(&node, || node.kit.path("pve/lingers").exists());
     node.set("behave/999999999", "");
     node.kit.write("pve/nodes/pve1/qemu-server/999999999.conf", "name: mine\ntags: bak-drill-0123456789abcdef\n");
     let before = guests(&node);

@@ -8,6 +8,7 @@ use machines::{Small, config, processes, until};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use toy::Toy;
 
 #[test]
@@ -245,6 +246,32 @@ fn killed_with_us_and_recovered() {
     toy.run("bak-dump", &["--driver", "toy", "--store", "store", "--all"]).clean();
     let seen = check_store(&toy.kit.store());
     assert!(seen.unfinished.is_empty() && seen.whole.len() == 1, "{seen:?}");
+}
+
+/// Also what leaves its session, as daemons do, and what it is the child of then.
+#[test]
+fn what_it_started_ends_with_it_wherever_that_went() {
+    let toy = Toy::new();
+    toy.lists("{\"vm\":\"a\"}\n");
+    for (end, mark) in [("by time", "5"), ("by kill", "6"), ("by TERM", "7")] {
+        let mark = format!("{mark}{}", std::process::id());
+        let script = format!(
+            "setsid sh -c 'trap \"\" TERM; setsid sleep {mark} & sleep {mark}' >&- 2>&- 3>&- & setsid sleep {mark} & \
+             sleep {mark}"
+        );
+        toy.does("dump", &script);
+        let mut command = toy.command("bak-dump");
+        command.args(["--driver", "toy", "--store", "store", "--all"]);
+        command.args(if end == "by time" { &["--timeout", "5s"][..] } else { &[] });
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if end != "by time" {
+            until("all of it to begin", || processes(&format!("sleep {mark}")).len() == 5);
+            let signal = if end == "by kill" { "-KILL" } else { "-TERM" };
+            toy.kit.sh(&format!("kill {signal} {}", child.id())).clean();
+        }
+        child.wait().unwrap();
+        until(&format!("its programs to end {end}"), || processes(&format!("sleep {mark}")).is_empty());
+    }
 }
 
 #[test]

@@ -221,3 +221,19 @@ fn a_raw_image_in_use_is_seen_as_well() {
         assert_eq!(state(), "stopped");
     }
 }
+
+#[test]
+fn on_80_columns_a_guest_is_a_line_and_empty_columns_are_left_out() {
+    let kit = Kit::new();
+    for name in ["accounting-database-2.qcow2", "web.raw"] {
+        image(&kit, name, if name.ends_with("raw") { "raw" } else { "qcow2" }, 1);
+    }
+    let heading = |columns: usize| {
+        let ran = kit.sh(&format!("script -qec 'stty cols {columns}; bak-guests --images vm' /dev/null")).expect(0);
+        let lines: Vec<&str> = ran.out.lines().collect();
+        assert!(lines.len() == 3 && lines.iter().all(|line| line.trim_end().chars().count() <= columns), "{}", ran.out);
+        lines[0].split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(heading(80), "VM STATE SIZE KIND DRIVER");
+    assert_eq!(heading(45), "VM STATE SIZE");
+}

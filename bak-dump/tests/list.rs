@@ -10,7 +10,8 @@ fn list(kit: &Kit, args: &[&str]) -> Ran {
 
 /// Puts a dump's sidecar where bak-link (`dir` = "web") or bak-sync (".bak/sent/web") leaves it in an outbox.
 fn copy_sidecar(kit: &Kit, outbox: &str, dir: &str, stem: &str, key: &str, note: serde_json::Value) {
-    let from = kit.store().join("web").join(format!("{stem}.dump.json"));
+    let vm = stem.rsplit_once('-').unwrap().0;
+    let from = kit.store().join(vm).join(format!("{stem}.dump.json"));
     let mut record: serde_json::Value = serde_json::from_slice(&fs::read(from).unwrap()).unwrap();
     record[key] = json!({"box": note});
     kit.write(&format!("{outbox}/{dir}/{stem}.dump.json"), format!("{record}\n"));
@@ -205,4 +206,53 @@ fn an_off_site_copy_is_listed_over_ssh_with_nothing_but_rsync_there() {
     assert_eq!(ran.column("id"), [lost, web]);
     assert_eq!(ran.column("fault"), ["its file lost-20261118T010000Z.raw has 5 bytes instead of 1000", ""]);
     list(&sshd.url(&kit.path("nowhere"))).expect(1).says("cannot list");
+}
+
+/// The lines of the table on a terminal of so many columns.
+fn drawn(kit: &Kit, columns: usize, line: &str) -> Vec<String> {
+    let ran = kit.sh(&format!("script -qec 'stty cols {columns}; {line}' /dev/null")).expect(0);
+    ran.out.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+#[test]
+fn a_table_has_a_line_for_each_dump_on_a_terminal_of_80_columns() {
+    let kit = Kit::new();
+    let web = kit.dump("web-server-1", "2026-11-18T01:00:00Z", 5 << 20);
+    let sent = json!({"at": "2026-11-18T06:00:00Z", "wire_out": 1, "wire_in": 1, "seconds": 1, "passes": 1});
+    copy_sidecar(&kit, "store/.outbox-box/.bak/sent", "web-server-1", "web-server-1-20261118T010000Z", "sent", sent);
+    let line = "bak-list store --dest box=far --now 2026-11-20T01:00:00Z";
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let wide = drawn(&kit, 120, line);
+    assert_eq!(words(&wide[0]), "DUMP STARTED AGE SIZE STATE BOX", "no guest has a name");
+    let narrow = drawn(&kit, 80, line);
+    assert_eq!(words(&narrow[0]), "DUMP AGE SIZE STATE BOX");
+    assert_eq!(words(&narrow[1]), format!("{web} 2 d 5 MiB good sent 2026-11-18 06:00"));
+    assert!(narrow.len() == 2 && narrow.iter().all(|line| line.chars().count() <= 80), "{narrow:#?}");
+}
+
+#[test]
+fn what_was_removed_over_there_since_is_not_called_sent() {
+    let kit = Kit::new();
+    for vm in ["web", "db"] {
+        kit.dump(vm, "2026-11-18T01:00:00Z", 10);
+        let mut sent = json!({"at": "2026-11-18T06:00:00Z", "wire_out": 1, "wire_in": 1, "seconds": 1, "passes": 1});
+        if vm == "web" {
+            sent["pruned"] = "2026-11-19T06:00:00Z".into();
+        }
+        copy_sidecar(&kit, "store/.outbox-box/.bak/sent", vm, &format!("{vm}-20261118T010000Z"), "sent", sent);
+    }
+    let lines = drawn(&kit, 120, "bak-list store --dest box=far --now 2026-11-20T01:00:00Z");
+    assert!(lines[1].ends_with("good   sent 2026-11-18 06:00"), "{lines:#?}");
+    assert!(lines[2].ends_with("good   removed there 2026-11-19 06:00"), "{lines:#?}");
+}
+
+#[test]
+fn a_guest_or_an_id_where_a_store_should_be_gets_a_hint() {
+    let kit = Kit::new();
+    kit.dump("web", "2026-11-18T01:00:00Z", 10);
+    let why = "bak-list: there is no store at web, nor a destination web; for a guest: --guest web\n";
+    assert_eq!(kit.run("bak-list", ["web", "--store", "store"]).expect(2).err, why);
+    kit.run("bak-list", ["web@20261118T010000Z"]).expect(2).says("for the dump of this id: --id web@20261118T010000Z");
+    kit.run("bak-list", ["./web"]).expect(2);
+    kit.run("bak-list", ["store", "--guest", "web"]).clean();
 }

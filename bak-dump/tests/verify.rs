@@ -95,6 +95,22 @@ fn padding_behind_the_end_of_an_archive_is_no_damage() {
     }
 }
 
+#[test]
+fn a_manifest_that_is_too_long_to_be_read_is_no_damage() {
+    let kit = Kit::new();
+    let long = OVA.replace(" && tar", " && yes \"$(head -n 1 a.mf)\" | head -c 2000000 >>a.mf && tar");
+    let content = made(&kit, &format!("({long})"));
+    put(&kit, "g", "ova", &content, true);
+    assert_eq!(verdict(&verify(&kit, &["g"]).clean()), ("good".into(), "SHA-256 as recorded".into()));
+    put(&kit, "g", "ova", &content, false);
+    let (decision, why) = verdict(&verify(&kit, &["g"]).clean());
+    assert_eq!(
+        (decision.as_str(), why.ends_with("its manifest of 1.9 MiB is too long to be read")),
+        ("unknown", true),
+        "{why}"
+    );
+}
+
 /// A bit anywhere. With a SHA-256 it is always found; without, a dump that is called good holds what it held.
 #[test]
 fn flipped_bits() {

@@ -78,6 +78,19 @@ fn the_guests_of_this_node() {
 }
 
 #[test]
+fn one_guest_that_cannot_be_read_is_told_and_keeps_no_other_from_being_listed() {
+    let node = node();
+    let before = node.run("bak-guests", &[]).clean().column("vm");
+    node.set("pvesh.more", r#"{"id":"qemu/150","vmid":150,"node":"pve1","type":"qemu","status":7}"#);
+    let ran =
+        node.run("bak-guests", &[]).expect(1).says("bak-guests: 150: cannot read what pvesh prints of this guest");
+    assert_eq!((ran.column("vm"), ran.err.lines().count()), (before, 2));
+    // Nor from being dumped.
+    dump(&node, &["100"]).clean();
+    dump(&node, &["150"]).expect(1).says("150: cannot read what pvesh prints of this guest");
+}
+
+#[test]
 fn not_a_proxmox_node() {
     let node = Node::new();
     let ran = node.kit.run("bak-guests", ["--driver", "vzdump"]).expect(2);

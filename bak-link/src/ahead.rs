@@ -11,13 +11,13 @@ use bak_common::outbox::{History, Outbox};
 use bak_common::record::{Dump, GuestKey};
 use bak_common::report::Kind;
 use bak_common::store::{Listing, Store};
-use bak_common::units::Span;
+use bak_common::units::{Span, show_duration};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::apply::spent;
 use crate::cost;
 use crate::facts::{Judge, Sources, gather, pasts};
-use crate::forecast::{Begun, Carried, Facts, Forecast, Guest, Known, Options, Outlook, forecast};
+use crate::forecast::{Begun, Carried, Facts, Forecast, Guest, Known, Options, Outlook, forecast, too_often};
 use crate::list::List;
 use crate::plan;
 
@@ -178,6 +178,12 @@ fn one<'a>(
     };
     let passes_s = ahead.passes.map(|span| i64::try_from(span.0).unwrap_or(i64::MAX));
     let options = Options { plan, zone: session.zone, horizon_s, passes_s };
+    if let Some((spacing, passes)) = too_often(&facts, &options, PASSES_MAX as i64) {
+        return Err(Kind::Usage.says(format!(
+            "passes came every {} so far: to look {passes} passes ahead would take minutes; say how often they will come, as by --passes 1h",
+            show_duration(spacing)
+        )));
+    }
     Ok(Told { dest, subjects, forecast: forecast(&facts, &options) })
 }
 

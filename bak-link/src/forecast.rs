@@ -35,6 +35,7 @@ pub use search::{Smallest, spell};
 
 use play::{Played, play};
 use stage::Stage;
+pub use stage::too_often;
 
 /// A dump that is known of a guest, from wherever.
 #[derive(Clone, Debug)]

@@ -264,6 +264,21 @@ fn an_empty_store_has_an_empty_forecast() {
 }
 
 #[test]
+fn passes_that_came_every_few_seconds_are_not_played_forward_for_minutes() {
+    let kit = scene();
+    let pass = |on: u32| {
+        let at = format!("2026-11-20T04:{:02}:{:02}Z", on / 60, on % 60);
+        json!({"type": "pass", "id": format!("q{on}"), "at": at, "dest": "box", "wire_out": 1, "wire_in": 0, "seconds": 0,
+            "sent": 0, "failed": 0, "pending": 0})
+    };
+    let passes: String = (0..20).map(|on| format!("{}\n", pass(on * 16))).collect();
+    kit.write("store/.outbox-box/.bak/ledger/often.jsonl", passes);
+    let ran = kit.link(&["--forecast", "30d"]).expect(2);
+    ran.says("box: passes came every 16 s so far").says("say how often they will come, as by --passes 1h");
+    assert_eq!(summary(&lines(&kit, &["--forecast", "30d", "--passes", "24h"])).passes, 30);
+}
+
+#[test]
 fn usage() {
     let kit = scene();
     for (args, says) in [

@@ -256,7 +256,7 @@ fn a_terminal_shows_whole_ids_with_the_reasons_broken_and_what_is_left_of_each_l
     }
     kit.link(&["--only", "web"]).clean();
     let args = "-n --explain --limit 2K --limit 100K/day";
-    for (columns, headings) in [(80, "SIZE DECISION WHY"), (130, "NAME SIZE COST STALE BY DECISION WHY")] {
+    for (columns, headings) in [(80, "SIZE DECISION WHY"), (130, "SIZE COST STALE BY DECISION WHY")] {
         let lines = shown(&kit, columns, args);
         assert!(lines.iter().all(|line| line.chars().count() <= columns as usize), "{lines:#?}");
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");

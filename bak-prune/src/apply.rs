@@ -85,10 +85,14 @@ pub fn run(session: &Session, request: Request) -> Result<u8> {
         Task::Simulate(simulate) => return forecast::run(session, &request, simulate),
         Task::Protect(marks) => protect::run(session, &request, marks, &mut output)?,
     }
-    output.finish()?;
-    let status = session.report.finish(|count| match refused {
-        true => "nothing was removed".to_owned(),
-        false => format!("{count} failed; the others are done"),
+    let removed = output.finish()?;
+    let status = session.report.finish(|count| match removed {
+        _ if matches!(request.task, Task::Protect(_)) => format!("{count} failed; the others are done"),
+        _ if refused => "nothing was removed".to_owned(),
+        _ if session.dry_run => format!("{count} failed; the plan is made without them"),
+        0 => format!("{count} failed; nothing was removed"),
+        1 => format!("{count} failed; 1 dump was removed"),
+        _ => format!("{count} failed; {removed} dumps were removed"),
     });
     Ok(if refused { Kind::Refused as u8 } else { status })
 }
@@ -333,6 +337,7 @@ fn carry_out(session: &Session, job: Job, named: &Named, output: &mut Output) ->
         }
         failed.insert(item.at);
     }
+    output.removed(going.len() - failed.len());
     // The lock is for moments; whoever reads our output may take longer.
     drop(held);
     let candidates = view.candidates();

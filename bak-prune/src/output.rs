@@ -13,14 +13,17 @@ pub struct Output<'a> {
     session: &'a Session,
     writer: Writer<std::io::Stdout>,
     rows: Vec<Vec<String>>,
+    /// Of those shown.
     removed: (u64, u64),
+    /// Of all.
+    gone: usize,
     /// Stores for which there was no rule.
     unruled: Vec<String>,
 }
 
 impl<'a> Output<'a> {
     pub fn new(session: &'a Session) -> Self {
-        Self { session, writer: Writer::stdout(), rows: Vec::new(), removed: (0, 0), unruled: Vec::new() }
+        Self { session, writer: Writer::stdout(), rows: Vec::new(), removed: (0, 0), gone: 0, unruled: Vec::new() }
     }
 
     pub fn put(&mut self, decision: Decision, dump: Dump) -> Result<()> {
@@ -47,14 +50,20 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// So many more were removed, or would be.
+    pub fn removed(&mut self, count: usize) {
+        self.gone += count;
+    }
+
     /// No rule says what to keep in this store.
     pub fn unruled(&mut self, store: String) {
         self.unruled.push(store);
     }
 
-    pub fn finish(mut self) -> Result<()> {
+    /// Shows the table; how many dumps were removed, or would be.
+    pub fn finish(mut self) -> Result<usize> {
         if self.session.quiet || !self.session.table {
-            return Ok(());
+            return Ok(self.gone);
         }
         if !self.rows.is_empty() {
             let rows = std::mem::take(&mut self.rows);
@@ -68,6 +77,7 @@ impl<'a> Output<'a> {
         let (count, bytes) = self.removed;
         let verb = if self.session.dry_run { "would be removed" } else { "removed" };
         let noun = if count == 1 { "dump" } else { "dumps" };
-        self.writer.line(&format!("{count} {noun}, {}, {verb}", show_size(bytes)))
+        self.writer.line(&format!("{count} {noun}, {}, {verb}", show_size(bytes)))?;
+        Ok(self.gone)
     }
 }

@@ -455,6 +455,7 @@ impl Judged {
             let rank = failed.iter().position(|other| *other == at).unwrap_or(0);
             return match (rank as u64) < *number {
                 true => keep(&format!(" #{}", rank + 1)),
+                false if *number == 0 => (Decision::Remove, format!("{fault}, and none such is kept for a look")),
                 false => (Decision::Remove, format!("{fault}, and {number} newer of that kind are kept for a look")),
             };
         }

@@ -606,3 +606,33 @@ fn without_a_rule_everything_stays_and_a_terminal_says_so() {
     assert!(!shown("--keep-last 1").contains("no rule"));
     assert_eq!(check_store(&kit.store()).whole.len(), 1);
 }
+
+#[test]
+fn the_last_line_says_what_was_done() {
+    let kit = Kit::new();
+    for day in 11..=15 {
+        kit.dump("web", &format!("2026-11-{day}T01:00:00Z"), 10);
+    }
+    kit.write("store/db/db-20261118T010000Z.dump.json", "{");
+    kit.write("other/file", "no store of dumps that was asked for");
+    let last = |ran: Ran| ran.err.lines().last().unwrap_or_default().to_owned();
+    let keep = ["store", "--keep-last", "3"];
+    let all = [&keep[..], &["-n"]].concat();
+    assert_eq!(last(prune(&kit, all).expect(1)), "bak-prune: 1 failed; the plan is made without them");
+    assert_eq!(last(prune(&kit, keep).expect(1)), "bak-prune: 1 failed; 2 dumps were removed");
+    assert_eq!(last(prune(&kit, keep).expect(1)), "bak-prune: 1 failed; nothing was removed");
+    let named = ["--store", "store", "web@20261113T010000Z", "web@20260101T000000Z"];
+    assert_eq!(last(prune(&kit, named).expect(1)), "bak-prune: 1 failed; 1 dump was removed");
+    let last_one = ["--store", "store", "web@20261114T010000Z", "web@20261115T010000Z"];
+    assert_eq!(last(prune(&kit, last_one).expect(4)), "bak-prune: nothing was removed");
+}
+
+#[test]
+fn none_kept_for_a_look_is_said_so() {
+    let kit = Kit::new();
+    kit.dump("web", "2026-11-11T01:00:00Z", 10);
+    put_dump(&kit.store(), "web", "2026-11-12T01:00:00Z", 10, json!({"result": "failed"}));
+    kit.dump("web", "2026-11-13T01:00:00Z", 10);
+    let ran = prune(&kit, ["store", "--keep-last", "2", "--keep-failed", "0"]).clean();
+    assert_eq!(ran.records()[0]["prune"]["reasons"][0], "its result is failed, and none such is kept for a look");
+}

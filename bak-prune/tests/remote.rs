@@ -292,3 +292,37 @@ fn what_changed_since_it_was_listed_is_neither_fetched_nor_removed() {
     assert_eq!(check_store(&there.far()).whole, ["web@20261101T010000Z", "web@20261103T010000Z"]);
     assert!(!Path::new(&there.kit.path("cache/bak/the-box/drop.json")).exists(), "nothing is left to finish");
 }
+
+/// Beside the outbox, where the sidecars come to lie that are fetched.
+#[test]
+fn a_disk_that_is_full_here_is_not_blamed_on_the_far_side() {
+    let there = Box::new(Way::Ssh);
+    (1..=5).for_each(|day| _ = there.dump("web", day));
+    let before = files(&there.far());
+    let url = there.url();
+    fs::create_dir(there.kit.path("outbox")).unwrap();
+    let sshd = there.sshd.as_ref().unwrap().command();
+    // So much is left when the pass begins; each sidecar has some hundred bytes.
+    for (left, status) in [(0, 1), (12, 1), (200, 0)] {
+        let line = format!(
+            "mount -t tmpfs -o size=400k none outbox && mountpoint -q outbox || exit 99; mkdir -p outbox/.bak/ledger outbox/.bak/scratch
+             echo '{{\"v\":1,\"id\":\"the-box\"}}' >outbox/.bak/dest; : >outbox/.bak/pass; : >outbox/.bak/lock
+             dd if=/dev/zero of=outbox/filler bs=1k 2>/dev/null; truncate -s -{left}K outbox/filler
+             bak-prune --dest 'box={url}' --outbox outbox --keep-last 1 --tz UTC --now {NOW} --ssh '{sshd}'"
+        );
+        let mut command = there.kit.command("unshare");
+        let ran = bak_tests::finish(
+            {
+                command.args(["-m", "sh", "-c", &line]);
+                command
+            },
+            "",
+        );
+        assert_eq!(ran.status, status, "{left}: {}", ran.err);
+        if status != 0 {
+            assert!(!ran.err.contains("over there is full"), "{left}: {}", ran.err);
+            assert!(ran.err.contains("No space left") || ran.err.contains("here is full"), "{left}: {}", ran.err);
+            assert_eq!(files(&there.far()), before, "{left}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ use bak_common::name::DumpId;
 use bak_common::record::{Dump, Record};
 use bak_common::report::{Kind, PipeClosed};
 use bak_common::stop;
+use bak_common::units::minute;
 use clap::Parser;
 use std::collections::HashMap;
 
@@ -17,7 +18,7 @@ use crate::reconcile;
 use crate::show::{Row, table};
 use crate::summary;
 use crate::until;
-use bak_common::timetable::{Timetable, minute};
+use bak_common::timetable::Timetable;
 
 const EXAMPLES: &str = "\
 Examples:

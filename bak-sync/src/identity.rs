@@ -3,7 +3,7 @@
 //! `--init` writes a file `.bak-store` over there, and the same id into the outbox. Every pass compares the two before
 //! anything else. Several nodes may share a far side: the second learns the identity that is there.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use bak_common::args::{Destination, Session};
 pub use bak_common::far::identity::FILE;
 use bak_common::far::identity::fetch;
@@ -46,7 +46,7 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
     let scratch = Scratch::new(&outbox, &lock)?;
     let far = Far::open(url, &options.access, scratch.path())?;
     // rsync would make the last directory of a mistyped path; a listing of one that is not there fails.
-    far.list(&[FILE.to_owned()]).context("is that directory there? make it, or mount it, first")?;
+    far.list(&[FILE.to_owned()]).map_err(not_there)?;
     let there = fetch(&far)?;
     let identity = match (known, there) {
         (Some(known), Some(there)) if known.id == there.id => return Ok(()),
@@ -69,6 +69,14 @@ pub fn init(session: &Session, dest: &Destination, options: &Options) -> Result<
         Writer::stdout().line(&format!("{}: ready; its identity is {}", dest.name, identity.id))?;
     }
     Ok(())
+}
+
+/// `error`, with what to do about it if the directory may be what is missing.
+fn not_there(error: Error) -> Error {
+    let text = format!("{error:#}");
+    let missing =
+        ["No such file or directory", "is not there", "chdir failed"].iter().any(|words| text.contains(words));
+    if missing { anyhow!("{text}; is that directory there? make it, or mount it, first") } else { error }
 }
 
 fn write(far: &Far, scratch: &Scratch) -> Result<Identity> {

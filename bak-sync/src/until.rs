@@ -84,7 +84,7 @@ mod tests {
             (howe, "01:45", "2026-04-04T14:50:00Z", "2026-04-04T15:15:00Z"),
         ] {
             let (zone, from): (Zone, Time) = (zone.parse().unwrap(), from.parse().unwrap());
-            let minute = bak_common::timetable::minute(at).unwrap();
+            let minute = bak_common::units::minute(at).unwrap();
             assert_eq!(next(minute, from, zone), Some(expected.parse().unwrap()), "{at} after {from}");
         }
     }

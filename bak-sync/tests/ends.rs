@@ -5,72 +5,17 @@ mod common;
 
 use bak_tests::clock::Clock;
 use bak_tests::{Ran, check_store, noise};
+use common::ending::{arrives, ended, kill, nothing_runs, running, start, wait_for};
 use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-
-/// Starts a pass.
-fn start<const N: usize>(place: &Place, more: [&str; N]) -> Child {
-    let (program, args) = place.command(more);
-    let mut command = place.kit.command(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// What runs for this place, here and over there, but for its sshd: all of it is called with a path of the place.
-fn running(place: &Place) -> Vec<String> {
-    let top = place.kit.path("").display().to_string();
-    let of = |entry: fs::DirEntry| {
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&words).replace('\0', " ")
-    };
-    let all = fs::read_dir("/proc").unwrap().flatten().map(of);
-    all.filter(|words| words.contains(top.trim_end_matches('/')) && !words.starts_with("sshd: ")).collect()
-}
-
-#[track_caller]
-fn nothing_runs(place: &Place, what: &str) {
-    let begun = Instant::now();
-    while !running(place).is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", running(place));
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Something of the dump has arrived.
-fn arrives(place: &Place) {
-    wait_for("nothing arrives", || {
-        place.kit.sh("find far -type f -size +64k 2>/dev/null; true").out.lines().any(|line| line.contains("web"))
-    });
-}
-
-fn kill(signal: &str, pid: u32) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-}
 
 /// Whether this process has a file of this name open.
 fn has_open(pid: u32, name: &str) -> bool {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     links.filter_map(|link| fs::read_link(link.path()).ok()).any(|path| path.ends_with(name))
-}
-
-/// Ends it by a signal, within five seconds.
-#[track_caller]
-fn ended(child: Child, signal: &str) -> Ran {
-    let asked = Instant::now();
-    kill(signal, child.id());
-    let ran = Ran::of(child.wait_with_output().unwrap());
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}: {ran:?}", asked.elapsed());
-    ran
 }
 
 fn last(place: &Place, what: &str) -> Value {
@@ -79,13 +24,18 @@ fn last(place: &Place, what: &str) -> Value {
 
 #[test]
 fn a_signal_ends_a_pass_in_order_and_the_next_one_goes_on() {
-    for (ssh, signal, number, name) in [
-        (true, "-TERM", 15, "SIGTERM"),
-        (true, "-INT", 2, "SIGINT"),
-        (false, "-HUP", 1, "SIGHUP"),
-        (false, "-TERM", 15, "SIGTERM"),
-    ] {
-        let place = Place::new(ssh);
+    let (mounted, ssh, daemon) = (|| Place::new(false), || Place::new(true), || Place::daemon(""));
+    let places: [(fn() -> Place, _, _, _); 7] = [
+        (ssh, "-TERM", 15, "SIGTERM"),
+        (ssh, "-INT", 2, "SIGINT"),
+        (mounted, "-HUP", 1, "SIGHUP"),
+        (mounted, "-TERM", 15, "SIGTERM"),
+        (daemon, "-HUP", 1, "SIGHUP"),
+        (daemon, "-INT", 2, "SIGINT"),
+        (daemon, "-TERM", 15, "SIGTERM"),
+    ];
+    for (place, signal, number, name) in places {
+        let place = place();
         let web = place.wait_with("web", DAY1, &noise(1, 3_000_000), json!({"rank": 1}));
         let db = place.wait_there("db", DAY1, 1000, json!({"rank": 2}));
         let child = start(&place, ["--bwlimit", "500K"]);
@@ -260,8 +210,7 @@ fn start_by<const N: usize>(clock: &Clock, place: &Place, zone: &str, more: [&st
     command.spawn().unwrap()
 }
 
-fn lasts_until_its_time(ssh: bool) {
-    let place = Place::new(ssh);
+fn lasts_until_its_time(place: Place) {
     let web = place.wait_with("web", DAY1, &noise(1, 4_000_000), json!({"rank": 1}));
     let db = place.wait_there("db", DAY1, 1000, json!({"rank": 2}));
     let clock = Clock::new(&place.kit, "2026-11-20 05:59:50");
@@ -293,12 +242,17 @@ fn lasts_until_its_time(ssh: bool) {
 
 #[test]
 fn a_pass_over_ssh_lasts_until_its_time_and_the_next_one_goes_on() {
-    lasts_until_its_time(true);
+    lasts_until_its_time(Place::new(true));
 }
 
 #[test]
 fn a_pass_to_a_mounted_path_lasts_until_its_time_and_the_next_one_goes_on() {
-    lasts_until_its_time(false);
+    lasts_until_its_time(Place::new(false));
+}
+
+#[test]
+fn a_pass_to_a_daemon_lasts_until_its_time_and_the_next_one_goes_on() {
+    lasts_until_its_time(Place::daemon(""));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::Kit;
+use crate::rsyncd::Rsyncd;
 use crate::sshd::Sshd;
 
 /// The address of the far machine.
@@ -160,6 +161,26 @@ impl Line {
     /// A real sshd on the far machine, with its files in `dir`.
     pub fn sshd(&self, dir: &Path) -> Sshd {
         Sshd::start_on(dir, FAR, &self.far.enter())
+    }
+
+    /// A real rsync daemon on the far machine, with its files in `dir`; the module `bak` is `path`.
+    pub fn rsyncd(&self, dir: &Path, path: &Path) -> Rsyncd {
+        const PORT: u16 = 8730;
+        let table = format!("/proc/{}/net/tcp", self.far.0.id());
+        // In state 0A it listens.
+        let listens = || {
+            let table = std::fs::read_to_string(&table).unwrap();
+            let mut rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+            rows.any(|words| words[1].ends_with(&format!(":{PORT:04X}")) && words[3] == "0A")
+        };
+        Rsyncd::start_on(dir, path, (FAR, PORT), &self.far.enter(), listens)
+    }
+
+    /// How often in a row the near machine has sent the same in vain, on the connection that did so most often.
+    pub fn in_vain(&self) -> u32 {
+        let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.near.0.id())).unwrap();
+        let times = |row: &str| u32::from_str_radix(row.split_whitespace().nth(6).unwrap(), 16).unwrap();
+        table.lines().skip(1).map(times).max().unwrap_or(0)
     }
 
     /// What the near machine's device has sent and received so far, in bytes: with all headers, and what was lost after it.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub struct Rsyncd {
     child: Child,
+    address: String,
     pub port: u16,
     dir: PathBuf,
 }
@@ -21,9 +22,29 @@ impl Rsyncd {
     /// Starts it with its files in `dir`, which is made. It serves the module `bak`: `path`, which can be written; `more` are
     /// further lines of the configuration, first of that module.
     pub fn start(dir: &Path, path: &Path, more: &str) -> Self {
-        fs::create_dir_all(dir).unwrap();
         // A port that is free now; the next starter would have to take it within the blink until the daemon has it.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let daemon = Self::launch(dir, path, more, ("127.0.0.1", port), &[]);
+        // A whole greeting, so that this connection is gone again when tests count them.
+        daemon.waited(|daemon| daemon.greets())
+    }
+
+    /// The same at another address, started by a command that begins with `enter`; `listens` says when it can be reached.
+    pub fn start_on(dir: &Path, path: &Path, at: (&str, u16), enter: &[String], listens: impl Fn() -> bool) -> Self {
+        Self::launch(dir, path, "", at, enter).waited(|_| listens())
+    }
+
+    fn waited(self, ready: impl Fn(&Self) -> bool) -> Self {
+        let begun = Instant::now();
+        while !ready(&self) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "rsync does not listen: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self
+    }
+
+    fn launch(dir: &Path, path: &Path, more: &str, (address, port): (&str, u16), enter: &[String]) -> Self {
+        fs::create_dir_all(dir).unwrap();
         let shown = dir.display();
         let conf = format!(
             "motd file = {shown}/motd\nlog file = {shown}/log\nlock file = {shown}/lock\nuse chroot = no\nuid = {}\ngid = {}\n\
@@ -35,22 +56,16 @@ impl Rsyncd {
         fs::write(dir.join("conf"), conf).unwrap();
         // What it tells everybody must not be taken for a listing.
         fs::write(dir.join("motd"), "Welcome!\n-rw-------          1,000 2026/11/20 01:00:00 free/space\n").unwrap();
-        let child = Command::new("rsync")
-            .args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}")])
-            .arg(format!("--config={shown}/conf"))
+        let words = enter.iter().map(String::as_str).chain(["rsync", "--daemon", "--no-detach"]).collect::<Vec<_>>();
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .args([format!("--address={address}"), format!("--port={port}"), format!("--config={shown}/conf")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let daemon = Self { child, port, dir: dir.to_owned() };
-        let begun = Instant::now();
-        // A whole greeting, so that this connection is gone again when tests count them.
-        while !daemon.greets() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "rsync does not listen: {}", daemon.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        daemon
+        Self { child, address: address.to_owned(), port, dir: dir.to_owned() }
     }
 
     fn greets(&self) -> bool {
@@ -75,7 +90,12 @@ impl Rsyncd {
     }
 
     pub fn url(&self) -> String {
-        format!("rsync://127.0.0.1:{}/bak", self.port)
+        format!("rsync://{}:{}/bak", self.address, self.port)
+    }
+
+    /// How many connections it serves now.
+    pub fn serves(&self) -> usize {
+        crate::process::below(self.child.id()).len() - 1
     }
 
     /// What it has logged.
@@ -110,6 +130,7 @@ struct Counts {
     into: AtomicU64,
     connections: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
+    silent: AtomicBool,
 }
 
 impl Relay {
@@ -129,8 +150,8 @@ impl Relay {
                 shared.open.lock().unwrap().push(near.try_clone().unwrap());
                 let ends = (near.try_clone().unwrap(), far.try_clone().unwrap());
                 let (one, other) = (Arc::clone(&shared), Arc::clone(&shared));
-                std::thread::spawn(move || pass(near, far, &one.out));
-                std::thread::spawn(move || pass(ends.1, ends.0, &other.into));
+                std::thread::spawn(move || pass(near, far, &one.out, &one.silent));
+                std::thread::spawn(move || pass(ends.1, ends.0, &other.into, &other.silent));
             }
         });
         Self { port: ours, counts, ended }
@@ -148,6 +169,11 @@ impl Relay {
         }
     }
 
+    /// From now on, or no more, it lets in and takes nothing and gives nothing: as a daemon that hangs.
+    pub fn hang(&self, hangs: bool) {
+        self.counts.silent.store(hangs, SeqCst);
+    }
+
     pub fn connections(&self) -> u64 {
         self.counts.connections.load(SeqCst)
     }
@@ -156,14 +182,23 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.ended.store(true, SeqCst);
+        self.hang(false);
         // Wakes the thread that waits for connections.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, sum: &AtomicU64) {
+fn pass(mut from: TcpStream, mut to: TcpStream, sum: &AtomicU64, silent: &AtomicBool) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if silent.load(SeqCst) {
+            // Both ends stay open meanwhile.
+            while silent.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+            return;
+        }
         sum.fetch_add(count as u64, SeqCst);
         if to.write_all(&buffer[..count]).is_err() {
             break;

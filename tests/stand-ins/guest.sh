@@ -21,9 +21,11 @@ set)
     ;;
 destroy)
     if [ "$behave" = lingers ]; then
-        trap 'kill "$child"; exit 255' TERM
         sleep 1000 >/dev/null 2>&1 &
         child=$!
+        trap 'kill "$child"; exit 255' TERM
+        # Whoever kills waits for this, so that nothing is left that nobody ends.
+        : >"$PVE/lingers"
         wait "$child"
     fi
     ! grep -q '^protection: 1' "$id.conf" || { echo "can't remove VM $id - protection mode enabled" >&2 && exit 255; }

@@ -101,6 +101,38 @@ fn one_bad_guest_keeps_no_other_from_shipping() {
 }
 
 #[test]
+fn cron_expires_over_there_what_it_is_told_to() {
+    let (kit, _sshd) = scene();
+    let config = fs::read_to_string(kit.path("bak.toml")).unwrap();
+    kit.write("bak.toml", config.replace("[[dest]]", "[[dest]]\nkeep = { last = 1 }"));
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts");
+    for (day, expire, left) in [(18, "", 3), (19, "", 6), (20, "BAK_EXPIRE=box", 3)] {
+        let common = format!("--config bak.toml --now 2026-11-{day}T01:00:00Z");
+        for name in ["web", "db", "my mail"] {
+            kit.write(&format!("images/{name}.raw"), noise(day, 1 << 20));
+        }
+        kit.sh(&format!("{scripts}/bak-cron-dump {common}")).clean();
+        let ran = kit.sh(&format!("{expire} {scripts}/bak-cron-ship {common}")).clean();
+        assert_eq!((ran.out.as_str(), check_store(&kit.path("far")).whole.len()), ("", left), "{day}");
+    }
+}
+
+/// The unit for systemd leaves no more than these; what it does is done with them.
+#[test]
+fn shipping_needs_no_more_than_its_unit_allows() {
+    let (kit, _sshd) = scene();
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts");
+    let unit = fs::read_to_string(format!("{scripts}/systemd/bak-ship.service")).unwrap();
+    let allowed = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let allowed: String = allowed.split(' ').map(|name| format!(",+{}", name[4..].to_lowercase())).collect();
+    let common = "--config bak.toml --now 2026-11-19T01:00:00Z";
+    kit.sh(&format!("{scripts}/bak-cron-dump {common}")).clean();
+    let bounded = format!("setpriv --no-new-privs --bounding-set=-all{allowed}");
+    kit.sh(&format!("BAK_EXPIRE=box {bounded} {scripts}/bak-cron-ship {common}")).clean();
+    assert_eq!(check_store(&kit.path("far")).whole.len(), 3);
+}
+
+#[test]
 fn nothing_that_was_written_can_be_read_by_others() {
     let (kit, _sshd) = scene();
     kit.sh(&format!("umask 0; {}", line("2026-11-19T01:00:00Z", " | "))).clean();

@@ -115,7 +115,7 @@ impl Far {
         let fetched = read(&got, names);
         let _ = fs::remove_dir_all(&to);
         ran.in_limit()?;
-        if ran.line_down() {
+        if ran.line_down() || ran.full().is_some() {
             return Err(ran.error().context("cannot fetch the sidecars of the far side"));
         }
         Ok(fetched)

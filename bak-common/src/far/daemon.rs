@@ -75,11 +75,10 @@ pub fn refuses(said: &str) -> Option<&str> {
     rest.split_whitespace().next()
 }
 
-/// What the meter says if it could not reach the daemon.
+/// What the meter says if it could not reach the daemon, or hears nothing from it.
 pub fn unreachable(said: &str) -> Option<&str> {
-    let line =
-        said.lines().find(|line| line.contains("cannot connect to ") || line.contains("cannot find the host "))?;
-    line.find("cannot ").map(|at| &line[at..])
+    const BEGINS: [&str; 3] = ["cannot connect to ", "cannot find the host ", "the daemon at "];
+    said.lines().find_map(|line| BEGINS.iter().find_map(|text| line.find(text)).map(|at| &line[at..]))
 }
 
 /// Whether as many are served as may be, just now.

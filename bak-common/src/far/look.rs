@@ -96,7 +96,8 @@ impl Far {
         let (top, prefix) = self.top();
         let names: Vec<String> = names.iter().map(|name| format!("{prefix}{name}")).collect();
         let places = [top, to.to_owned().into_os_string()];
-        Ok((self.rsync(options, &names, places, Bounds::default(), &mut |_| Ok(()))?, to.join(prefix)))
+        let ran = self.rsync(options, &names, places, Bounds::default(), &mut |_| Ok(()))?;
+        Ok((Ran { pulls: true, ..ran }, to.join(prefix)))
     }
 
     /// All dumps over there. Their sidecars are fetched anew, in one run; an error if the listing is not whole.

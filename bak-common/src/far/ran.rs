@@ -16,6 +16,10 @@ pub struct Ran {
     pub cut: bool,
     /// It was ended before it was done.
     pub end: Option<End>,
+    /// It was ended as nothing crossed for too long.
+    pub silent: bool,
+    /// It brings files here, so what cannot be written is here.
+    pub pulls: bool,
 }
 
 /// What was asked for would have gone beyond the limit.
@@ -49,14 +53,15 @@ pub fn words(code: Option<i32>) -> &'static str {
     }
 }
 
-/// That there is no room over there, if that is what rsync says: it ends with 11, 12 or 23 then.
-fn full(said: &str) -> Option<&'static str> {
-    if said.contains("No space left on device") {
-        Some("the disk over there is full")
-    } else if said.contains("Disk quota exceeded") {
-        Some("the quota over there is used up")
-    } else {
-        None
+/// That there is no room where files are written, if that is what rsync says: it ends with 11, 12 or 23 then.
+fn full(said: &str, pulls: bool) -> Option<&'static str> {
+    let (space, quota) = ("No space left on device", "Disk quota exceeded");
+    match (said.contains(space), said.contains(quota), pulls) {
+        (true, _, false) => Some("the disk over there is full"),
+        (true, _, true) => Some("the disk here is full"),
+        (_, true, false) => Some("the quota over there is used up"),
+        (_, true, true) => Some("the quota here is used up"),
+        (false, false, _) => None,
     }
 }
 
@@ -79,18 +84,24 @@ impl Ran {
     /// Whether the line, and not this file, is the trouble.
     pub fn line_down(&self) -> bool {
         let code = self.finished.status.code();
-        self.end.is_none() && (matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
+        self.end.is_none()
+            && (self.silent || matches!(code, Some(5 | 10 | 12 | 30 | 35 | 255)) && !self.hopeless() || self.busy())
     }
 
     /// Whether there was no room over there.
     pub fn is_full(&self) -> bool {
-        full(&self.finished.stderr).is_some()
+        !self.pulls && self.full().is_some()
+    }
+
+    /// That there was no room, and at which end.
+    pub(super) fn full(&self) -> Option<&'static str> {
+        full(&self.finished.stderr, self.pulls)
     }
 
     /// Whether a next try can only end the same way.
     fn hopeless(&self) -> bool {
         let said = &self.finished.stderr;
-        full(said).is_some() || daemon::words(said).is_some() || rrsync::words(said).is_some()
+        self.full().is_some() || daemon::words(said).is_some() || rrsync::words(said).is_some()
     }
 
     /// Whether somebody else is served over there just now, and only so many at a time.
@@ -141,11 +152,14 @@ impl Ran {
         let code = self.finished.status.code();
         let status = code.map_or_else(|| "killed".to_owned(), |code| code.to_string());
         let stderr = &self.finished.stderr;
-        if full(stderr).is_none()
+        if self.full().is_none()
             && let Some((meaning, line)) = daemon::words(stderr).or_else(|| rrsync::words(stderr))
         {
             let line = line.split_once("error: ").map_or(line, |(_, line)| line).trim_start_matches("rsync: ");
             return anyhow!("{meaning} (rsync {status}): {line}");
+        }
+        if self.silent {
+            return anyhow!("{} (rsync {status})", words(Some(30)));
         }
         if let Some(line) = daemon::unreachable(stderr) {
             return anyhow!("{line} (rsync {status})");
@@ -162,6 +176,6 @@ impl Ran {
             .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
             .collect();
         let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
-        anyhow!("{} (rsync {status}){said}", full(stderr).unwrap_or_else(|| words(code)))
+        anyhow!("{} (rsync {status}){said}", self.full().unwrap_or_else(|| words(code)))
     }
 }

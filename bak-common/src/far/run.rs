@@ -18,8 +18,15 @@ use crate::stop;
 /// The longest listing that is read, in bytes: about half a million files.
 const LISTING_MAX: usize = 48 << 20;
 
-/// Seconds without traffic after which a run is given up.
+/// Seconds without traffic after which a run is given up: who looks after the disk over there may be silent for minutes. That
+/// the line itself is dead is noticed within a minute, by ssh or by the meter before a daemon.
 pub(super) const SILENCE_S: u64 = 600;
+
+/// Bytes a second that are slow for a disk.
+const SLOW_DISK: u64 = 10_000_000;
+
+/// So much later the meter ends what rsync should have ended by itself.
+const LATER: Duration = Duration::from_secs(30);
 
 /// For how long a far side that lets in only one at a time is asked again.
 const BUSY: Duration = Duration::from_secs(20);
@@ -75,14 +82,17 @@ impl Far {
         let list = self.names(files)?;
         let path = self.scratch_file("wire");
         let counts = Counts::create(&path)?;
-        // Ten megabytes a second is slow for a disk.
-        let silence = if self.may_wait { 0 } else { SILENCE_S + bounds.silent / 10_000_000 };
-        let silence = format!("--timeout={silence}");
+        let silence = SILENCE_S + bounds.silent / SLOW_DISK;
+        let timeout = format!("--timeout={}", if self.may_wait { 0 } else { silence });
+        // The meter has it, too, as rsync has no limit where it may be told to wait for hours. The far side may still be busy
+        // with what it was sent: who may be told to wait does not say that it is alive.
+        let silence = Duration::from_secs(silence) + LATER;
+        counts.set_patience(silence);
         let options = options.iter().copied().filter_map(|option| match option {
             "-z" | "--zl=1" if !self.compress.load(Relaxed) => None,
             option => Some(option),
         });
-        let mut program = Program::new("rsync")?.args(options).args(["-8", "--no-h", "--from0", silence.as_str()]);
+        let mut program = Program::new("rsync")?.args(options).args(["-8", "--no-h", "--from0", timeout.as_str()]);
         program = program.arg([b"--files-from=", list.as_os_str().as_bytes()].concat_os());
         if self.metered() {
             program = program.arg("-e").arg(self.metered_shell(&path, self.room(&bounds)));
@@ -147,6 +157,7 @@ impl Far {
             let wire = if metered { counts.wire() } else { local };
             watch(before + wire)?;
             counts.seen(wire);
+            counts.set_patience(silence + Duration::from_secs(self.position.load(Relaxed) / SLOW_DISK));
             Ok(())
         });
         counts.settle();
@@ -161,7 +172,8 @@ impl Far {
         if !finished.status.success() && end.is_none() {
             end = End::soon();
         }
-        Ok(Ran { finished, wire, cut: counts.cut(), end })
+        let silent = !finished.status.success() && counts.silent();
+        Ok(Ran { finished, wire, cut: counts.cut(), end, silent, pulls: false })
     }
 
     /// Writes the names of `files` for `--files-from`.

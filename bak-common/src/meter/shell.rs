@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{LOOK, Line};
+use super::{LOOK, Line, Quiet};
 use crate::command::guard::end_group;
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,9 +79,13 @@ impl Shell {
 
 /// Sees to it that all ends when rsync is gone or the transfer is to end, also where both directions are stuck.
 pub fn watch(line: &Line, input: &Input, shell: &Shell) {
-    let mut asked: Option<Instant> = None;
+    let (mut asked, mut quiet) = (None::<Instant>, Quiet::new());
     loop {
         std::thread::sleep(LOOK / 2);
+        if quiet.is_too_long(line) {
+            shell.end();
+            return;
+        }
         if getppid() != line.parent {
             shell.end();
             // What the shell has started is in our group, if that is rsync's own.

@@ -146,8 +146,9 @@ impl Driver for Vzdump {
     }
 
     fn list(&self) -> Result<Listed> {
-        let mut listed = Listed::default();
-        for row in list::rows(&self.node)? {
+        let list::Rows { rows, failed } = list::rows(&self.node)?;
+        let mut listed = Listed { failed, ..Listed::default() };
+        for row in rows {
             match self.guest(&row) {
                 Ok(Some(guest)) => listed.guests.push(guest),
                 Ok(None) => {}

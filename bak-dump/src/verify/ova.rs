@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result};
 use bak_common::hash::hex;
+use bak_common::units::show_size;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::io::{BufReader, Read};
 
 use super::format::Found;
 
-/// The longest manifest that is read.
+/// The longest manifest that is read: some ten thousand files.
 const MANIFEST_MAX: u64 = 1 << 20;
 
 /// A file's checksums by the names of their algorithms.
@@ -20,7 +21,7 @@ type Sums = BTreeMap<&'static str, String>;
 
 pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
-    let mut manifest: Option<String> = None;
+    let (mut manifest, mut too_long) = (None::<String>, None);
     let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 20, file));
     let mut buffer = vec![0; 1 << 20];
     for entry in archive.entries().context("cannot read it")? {
@@ -29,6 +30,10 @@ pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
             Err(error) => return Ok(Found::Bad(format!("it is no whole tar archive: {error}"))),
         };
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if name.ends_with(".mf") && entry.size() > MANIFEST_MAX {
+            too_long = Some(format!("its manifest of {} is too long to be read", show_size(entry.size())));
+            continue;
+        }
         if name.ends_with(".mf") {
             let mut text = String::new();
             if let Err(error) = entry.by_ref().take(MANIFEST_MAX).read_to_string(&mut text) {
@@ -56,6 +61,7 @@ pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
         sums.insert(name, [("SHA1", hex(&sha1.finalize())), ("SHA256", hex(&sha256.finalize()))].into());
     }
     Ok(match manifest {
+        None if too_long.is_some() => Found::Unchecked(too_long.unwrap_or_default()),
         None if sums.is_empty() => Found::Bad("it holds nothing".into()),
         None => Found::Plausible("a tar archive without a manifest".into()),
         Some(text) => judge(&text, &sums),

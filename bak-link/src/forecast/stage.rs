@@ -76,8 +76,7 @@ impl Stage {
     pub fn new(facts: &Facts, options: &Options) -> Self {
         let now = options.plan.now;
         let until = now.plus(options.horizon_s);
-        let patient = facts.guests.iter().map(|guest| i64::try_from(guest.target_s).unwrap_or(i64::MAX)).max();
-        let patience = patient.unwrap_or(0).saturating_mul(PATIENCE).min(PATIENCE_MAX_S);
+        let patience = patience(facts);
         let search_until = now.plus(options.horizon_s.max(patience));
         let (rhythm, passes) = passes(facts, options, search_until);
         let guests: Vec<Guest> = facts.guests.iter().map(|guest| stage(guest, options, search_until)).collect();
@@ -129,6 +128,21 @@ impl Stage {
         let why = format!("its copy in the outbox is not good ({broken}), and no newer dump is to come");
         guest.coming.is_empty().then_some(why)
     }
+}
+
+/// How far the search for the smallest limit looks, in seconds, if the forecast doesn't go further.
+fn patience(facts: &Facts) -> i64 {
+    let patient = facts.guests.iter().map(|guest| i64::try_from(guest.target_s).unwrap_or(i64::MAX)).max();
+    patient.unwrap_or(0).saturating_mul(PATIENCE).min(PATIENCE_MAX_S)
+}
+
+/// How many seconds are between two passes as they happened so far, and how many passes that makes, if these are more than
+/// `most`: nobody would wait for such a forecast.
+pub fn too_often(facts: &Facts, options: &Options, most: i64) -> Option<(i64, i64)> {
+    let begun: Vec<Time> = facts.passes.iter().map(|pass| pass.0).collect();
+    let spacing = rhythm(&begun, options.zone).filter(|_| options.passes_s.is_none())?.spacing().max(1);
+    let passes = options.horizon_s.max(patience(facts)) / spacing;
+    (passes > most).then_some((spacing, passes))
 }
 
 /// Whether the last pass left a guest staler than it may be.

@@ -199,6 +199,7 @@ impl Visit<'_> {
         }
         let text = serde_json::to_vec(&Drops { v: 1, dumps: dumps.to_vec() }).context("cannot note what goes")?;
         fsio::write_whole(top.as_fd(), TEMP, FILE, &text)
+            .with_context(|| format!("cannot note here what goes, in {}", self.state.display()))
     }
 }
 

@@ -3,6 +3,8 @@
 // Each of the tests that share this uses a part of it.
 #![allow(dead_code)]
 
+pub mod ending;
+
 use bak_tests::rsyncd::Rsyncd;
 use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, Ran, bin, put_dump};

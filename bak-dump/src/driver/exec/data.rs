@@ -46,6 +46,7 @@ struct Stream<'a> {
 
 /// Packs what comes by `pipe` into `file`, and flushes that.
 pub fn pack(pipe: OwnedFd, file: &File, flow: &Flow) -> Result<Written> {
+    frames::widen(&pipe);
     let tick = |bytes: u64| {
         flow.bytes.store(bytes, Ordering::Relaxed);
         Ok(())

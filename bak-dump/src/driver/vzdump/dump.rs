@@ -103,6 +103,7 @@ pub fn framed(order: &Order) -> Result<Made> {
     let pipes = child.stdout.take().zip(child.stderr.take());
     let run = Run::new(order, child);
     let (stdout, stderr) = pipes.context("vzdump has no output")?;
+    frames::widen(&stdout);
     let mut output = File::create(order.job.dir.join(&name)).with_context(|| format!("cannot write {name}"))?;
     let head = Mutex::new(Vec::new());
     let (written, status) = run.with_log(stderr, |run| {

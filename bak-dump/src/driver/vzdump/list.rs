@@ -5,6 +5,7 @@ use bak_common::command::Program;
 use bak_common::record::State;
 use bak_common::report::Kind as Status;
 use serde::Deserialize;
+use serde_json::Value;
 use std::time::Duration;
 
 use super::{Kind, state, vmid};
@@ -23,18 +24,25 @@ pub struct Row {
     pub template: bool,
 }
 
+/// What was listed; what could not be read of that, by what it is called, is no reason to leave out the others.
+#[derive(Debug, Default)]
+pub struct Rows {
+    pub rows: Vec<Row>,
+    pub failed: Vec<(String, anyhow::Error)>,
+}
+
 /// The guests of this node, by number.
-pub fn rows(node: &str) -> Result<Vec<Row>> {
-    let mut rows = match by_interface(node) {
-        Ok(rows) => rows,
+pub fn rows(node: &str) -> Result<Rows> {
+    let mut found = match by_interface(node) {
+        Ok(found) => found,
         Err(error) => by_tools().map_err(|second| match [&error, &second].iter().all(|e| is_missing(e)) {
             true => Status::Usage.says("this is no Proxmox node: neither pvesh nor qm and pct are on PATH"),
             false => error.context("Proxmox does not answer"),
         })?,
     };
-    rows.sort_by_key(|row| row.id);
-    rows.dedup_by_key(|row| row.id);
-    Ok(rows)
+    found.rows.sort_by_key(|row| row.id);
+    found.rows.dedup_by_key(|row| row.id);
+    Ok(found)
 }
 
 fn is_missing(error: &anyhow::Error) -> bool {
@@ -44,40 +52,74 @@ fn is_missing(error: &anyhow::Error) -> bool {
 /// What `pvesh` prints of a guest; of the whole cluster.
 #[derive(Debug, Deserialize)]
 struct Resource {
-    vmid: Option<u32>,
-    node: Option<String>,
-    r#type: Option<String>,
+    vmid: Number,
+    r#type: String,
     status: Option<String>,
     name: Option<String>,
     pool: Option<String>,
-    template: Option<serde_json::Value>,
+    template: Option<Value>,
 }
 
-fn by_interface(node: &str) -> Result<Vec<Row>> {
+/// Perl has its own idea of what is a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a number")]
+enum Number {
+    Number(u32),
+    Text(String),
+}
+
+fn by_interface(node: &str) -> Result<Rows> {
     let args = ["get", "/cluster/resources", "--type", "vm", "--output-format", "json"];
     let out = Program::new("pvesh")?.args(args).timeout(TIMEOUT).run()?.check()?;
     parse_resources(&out, node)
 }
 
-fn parse_resources(text: &[u8], node: &str) -> Result<Vec<Row>> {
-    let all: Vec<Resource> = serde_json::from_slice(text).context("cannot read what pvesh prints")?;
-    let ours = all.into_iter().filter(|guest| guest.node.as_deref() == Some(node));
-    let row = |guest: Resource| {
-        // 1 or true, as the version has it.
-        let template = guest.template.is_some_and(|value| value == 1 || value == true || value == "1");
-        Some(Row {
-            id: guest.vmid?,
-            kind: Kind::of(guest.r#type.as_deref()?)?,
-            state: state(guest.status.as_deref().unwrap_or_default()),
-            name: guest.name,
-            pool: guest.pool.filter(|pool| !pool.is_empty()),
-            template,
-        })
-    };
-    Ok(ours.filter_map(row).collect())
+fn parse_resources(text: &[u8], node: &str) -> Result<Rows> {
+    let all: Vec<Value> = serde_json::from_slice(text).context("cannot read what pvesh prints")?;
+    // One that doesn't say where it is might be ours.
+    let ours = all.into_iter().filter(|guest| guest.get("node").and_then(Value::as_str).is_none_or(|at| at == node));
+    let mut found = Rows::default();
+    for guest in ours {
+        match resource(&guest) {
+            Ok(row) => found.rows.push(row),
+            Err(error) => {
+                found.failed.push((called(&guest), error.context("cannot read what pvesh prints of this guest")))
+            }
+        }
+    }
+    Ok(found)
 }
 
-fn by_tools() -> Result<Vec<Row>> {
+fn resource(guest: &Value) -> Result<Row> {
+    guest.get("node").context("it has no node")?;
+    let guest = Resource::deserialize(guest)?;
+    // 1 or true, as the version has it.
+    let template = guest.template.is_some_and(|value| value == 1 || value == true || value == "1");
+    let id = match &guest.vmid {
+        Number::Number(number) => vmid(&number.to_string()),
+        Number::Text(text) => vmid(text),
+    };
+    Ok(Row {
+        id: id.with_context(|| format!("{:?} is no number of a guest", guest.vmid))?,
+        kind: Kind::of(&guest.r#type).with_context(|| format!("`{}` is no kind of guest", guest.r#type))?,
+        state: state(guest.status.as_deref().unwrap_or_default()),
+        name: guest.name,
+        pool: guest.pool.filter(|pool| !pool.is_empty()),
+        template,
+    })
+}
+
+/// What a guest is called of which not all can be read.
+fn called(guest: &Value) -> String {
+    let text = |key: &str| match guest.get(key)? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    text("vmid").or_else(|| text("id")).or_else(|| text("name")).unwrap_or_else(|| "a guest without a number".into())
+}
+
+fn by_tools() -> Result<Rows> {
     let mut rows = Vec::new();
     let mut asked = 0;
     let mut missing = None;
@@ -95,7 +137,7 @@ fn by_tools() -> Result<Vec<Row>> {
     }
     match missing {
         Some(error) if asked == 0 => Err(error),
-        _ => Ok(rows),
+        _ => Ok(Rows { rows, failed: Vec::new() }),
     }
 }
 
@@ -146,9 +188,24 @@ mod tests {
             {"id":"lxc/102","vmid":102,"node":"pve1","type":"lxc","status":"stopped","name":"ct","template":0},
             {"id":"qemu/900","vmid":900,"node":"pve1","type":"qemu","status":"stopped","template":1},
             {"id":"qemu/200","vmid":200,"node":"pve2","type":"qemu","status":"running"}]"#;
-        let rows = parse_resources(text, "pve1").unwrap();
+        let Rows { rows, failed } = parse_resources(text, "pve1").unwrap();
+        assert!(failed.is_empty());
         assert_eq!(short(&rows), [(100, State::Running), (102, State::Stopped), (900, State::Stopped)]);
         assert_eq!((rows[0].pool.as_deref(), rows[1].kind, rows[2].template), (Some("prod"), Kind::Lxc, true));
         assert!(parse_resources(b"oops", "pve1").is_err());
+    }
+
+    #[test]
+    fn one_bad_row_is_told_and_the_others_are_read() {
+        let text = br#"[{"id":"qemu/100","vmid":"100","node":"pve1","type":"qemu","status":"running"},
+            {"id":"qemu/101","vmid":101,"node":"pve1","type":"qemu","status":{"not":"text"}},
+            {"id":"lxc/102","vmid":-5,"node":"pve1","type":"lxc"},
+            {"id":"odd/103","vmid":103,"node":"pve1","type":"odd"},
+            {"id":"qemu/104","node":"pve1","type":"qemu"}, 7,
+            {"id":"qemu/201","vmid":201,"node":"pve2","type":"odd"}]"#;
+        let Rows { rows, failed } = parse_resources(text, "pve1").unwrap();
+        assert_eq!(short(&rows), [(100, State::Running)]);
+        let names: Vec<&str> = failed.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["101", "-5", "103", "qemu/104", "a guest without a number"]);
     }
 }

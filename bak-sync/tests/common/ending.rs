@@ -1,0 +1,67 @@
+//! Passes that are ended, and what may be left of them.
+
+use super::Place;
+use bak_tests::Ran;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Starts a pass.
+pub fn start<const N: usize>(place: &Place, more: [&str; N]) -> Child {
+    let (program, args) = place.command(more);
+    let mut command = place.kit.command(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What runs for this place, here and over there, but for its sshd and the rsync daemon: all of it is called with a path of the place.
+pub fn running(place: &Place) -> Vec<String> {
+    let top = place.kit.path("").display().to_string();
+    let of = |entry: fs::DirEntry| {
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).replace('\0', " ")
+    };
+    let all = fs::read_dir("/proc").unwrap().flatten().map(of);
+    let served = |words: &String| words.starts_with("sshd: ") || words.starts_with("rsync --daemon ");
+    all.filter(|words| words.contains(top.trim_end_matches('/')) && !served(words)).collect()
+}
+
+#[track_caller]
+pub fn nothing_runs(place: &Place, what: &str) {
+    let begun = Instant::now();
+    while !running(place).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", running(place));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(rsyncd) = &place.rsyncd {
+        wait_for(&format!("{what}: the daemon still serves us"), || rsyncd.serves() == 0);
+    }
+}
+
+/// Something of the dump has arrived.
+pub fn arrives(place: &Place) {
+    wait_for("nothing arrives", || {
+        place.kit.sh("find far -type f -size +64k 2>/dev/null; true").out.lines().any(|line| line.contains("web"))
+    });
+}
+
+pub fn kill(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+/// Ends it by a signal, within five seconds.
+#[track_caller]
+pub fn ended(child: Child, signal: &str) -> Ran {
+    let asked = Instant::now();
+    kill(signal, child.id());
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}: {ran:?}", asked.elapsed());
+    ran
+}
