@@ -27,7 +27,9 @@ fn main() {
     if args.iter().any(|arg| arg == "-M" || arg == "-O") {
         panic!("{}", command.exec());
     }
-    let counts = File::create(std::path::Path::new(&dir).join(std::process::id().to_string())).unwrap();
+    // Numbers of processes come round again.
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    let counts = File::create_new(std::path::Path::new(&dir).join(format!("{now}.{}", std::process::id()))).unwrap();
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let shared = counts.try_clone().unwrap();
