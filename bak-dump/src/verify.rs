@@ -219,10 +219,13 @@ impl Verifier<'_> {
     fn all(&mut self, mut subjects: Vec<Subject>) -> Result<()> {
         let (mut out, mut rows, mut read) = (Writer::stdout(), Vec::new(), 0_u64);
         // What is beyond that is not begun.
-        let most = self.cli.how.max_bytes.map_or(u64::MAX, |most| most.0);
+        let most = self.cli.how.max_bytes.map(|most| most.0);
         subjects.retain(|subject| {
-            let begun = read < most;
-            read = read.saturating_add(subject.entry.dump.bytes);
+            let begun = most.is_none_or(|most| read < most);
+            // What is not as its record says is not read.
+            if fault(subject.entry).is_none() {
+                read = read.saturating_add(subject.entry.dump.bytes);
+            }
             begun
         });
         for at in 0..subjects.len() {

@@ -195,6 +195,15 @@ fn the_night_in_which_an_hour_comes_twice() {
 
 /// A directory as the old script left it: `vzdump --stdout | lzop`, by name and date, its links in `.rsync`.
 #[test]
+fn a_pattern_with_a_zone_is_refused() {
+    let kit = Kit::new();
+    for format in ["%Y%m%d%z", "%Y%m%d%Z", "%+"] {
+        let pattern = format!("{{vm}}-{{started:{format}}}.raw");
+        kit.run("bak-scan", ["--store", "store", "--pattern", &pattern]).expect(2).says("more than a local time");
+    }
+}
+
+#[test]
 fn files_without_a_log_by_a_pattern() {
     let kit = Kit::new();
     let files = ["web-2018-05-01_0200.vma.lzo", "web-2-2018-05-01_0230.vma.lzo", "ct-2018-05-02.tar.lzo"];

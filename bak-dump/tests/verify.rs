@@ -219,9 +219,16 @@ fn what_proxmox_wrote() {
 
 #[test]
 fn an_image_does_not_lead_elsewhere() {
+    leads_nowhere("-F raw -b");
+    leads_nowhere("-o data_file_raw=on,size=1M,data_file=");
+}
+
+/// `other` has qemu-img make an image that needs another file.
+fn leads_nowhere(other: &str) {
     let kit = Kit::new();
     let secret = kit.write("secret.raw", noise(1, 1 << 20));
-    let line = format!("qemu-img create -q -f qcow2 -F raw -b {} ../d.qcow2 && cat ../d.qcow2", secret.display());
+    let space = if other.ends_with('=') { "" } else { " " };
+    let line = format!("qemu-img create -q -f qcow2 {other}{space}{} ../d.qcow2 && cat ../d.qcow2", secret.display());
     put(&kit, "it's,a=\"g\"", "qcow2", &made(&kit, &line), true);
     let log = kit.path("opened");
     let mut command = kit.command("strace");
@@ -231,6 +238,23 @@ fn an_image_does_not_lead_elsewhere() {
     assert!(verdict(&ran).1.contains("it needs another file"), "{}", ran.out);
     let opened = fs::read_to_string(log).unwrap();
     assert!(opened.contains(".qcow2") && !opened.contains("secret.raw"), "the backing file was opened");
+}
+
+#[test]
+fn what_is_not_there_uses_up_no_limit() {
+    let kit = Kit::new();
+    put(&kit, "huge", "raw", &noise(1, 1000), true);
+    let sidecar = kit.sh("echo store/huge/*.dump.json").clean().out;
+    let sidecar = kit.path(sidecar.trim());
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&sidecar).unwrap()).unwrap();
+    record["bytes"] = u64::MAX.into();
+    record["files"][0]["bytes"] = u64::MAX.into();
+    fs::write(&sidecar, record.to_string()).unwrap();
+    put(&kit, "small", "raw", &noise(2, 1000), true);
+    for limit in [&[][..], &["--max-bytes", "1M"]] {
+        let ran = kit.run("bak-verify", [&["--store", "store", "--all"], limit].concat()).expect(1);
+        assert_eq!(ran.records().len(), 2, "{}", ran.out);
+    }
 }
 
 /// The verdict in the sidecar: a bad dump is good for nothing, wherever it lies, until it is found good.

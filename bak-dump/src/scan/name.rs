@@ -1,11 +1,12 @@
 //! What a file's name says: Proxmox's own, and those of `--pattern`. Pure.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use bak_common::name::printable;
 use bak_common::report::Kind as Status;
 use bak_common::store::PROTECTED;
 use chrono::{NaiveDate, NaiveDateTime, NaiveTime};
 use std::collections::HashSet;
+use std::fmt::Write;
 
 use crate::driver::vzdump::vmid;
 
@@ -182,7 +183,9 @@ fn check_format(format: &str) -> Result<()> {
     let sample = NaiveDate::from_ymd_opt(2026, 11, 20).and_then(|date| date.and_hms_opt(2, 0, 2)).unwrap_or_default();
     let items: Vec<_> = chrono::format::StrftimeItems::new(format).collect();
     ensure!(!items.contains(&chrono::format::Item::Error), "`{format}` is no format of strftime");
-    let written = sample.format(format).to_string();
+    let mut written = String::new();
+    // What it knows nothing of, as a zone, it refuses to write.
+    write!(written, "{}", sample.format(format)).map_err(|_| anyhow!("`{format}` asks for more than a local time"))?;
     let read = by_format(&written, format).is_some_and(|(_, moment)| moment.date() == sample.date());
     ensure!(read, "`{format}` does not tell the year, the month and the day");
     Ok(())

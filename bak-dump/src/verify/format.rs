@@ -220,11 +220,17 @@ fn qcow2(path: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     if !has("qemu-img") {
         return Ok(missing("qemu-img"));
     }
-    let mut head = [0; 16];
+    let mut head = [0; 80];
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    // Bytes 8 to 15 of its header say where the name of a backing file is; a dump has none.
-    if file.read_exact(&mut head).is_ok() && head[8..16] != [0; 8] {
-        return Ok(Found::Bad("it needs another file, its backing file".into()));
+    // Bytes 8 to 15 of its header say where the name of a backing file is, and bit 2 of the features in bytes 72 to 79, from
+    // version 3 on, that its data is elsewhere. A dump has neither.
+    if file.read_exact(&mut head).is_ok() {
+        if head[8..16] != [0; 8] {
+            return Ok(Found::Bad("it needs another file, its backing file".into()));
+        }
+        if head[7] >= 3 && head[79] & 4 != 0 {
+            return Ok(Found::Bad("it needs another file, in which its data is".into()));
+        }
     }
     let path = path.to_str().ok_or_else(|| anyhow!("{} is not named in UTF-8", path.display()))?;
     let image = json!({"driver": "qcow2", "backing": null, "file": {"driver": "file", "filename": path}});
