@@ -304,6 +304,8 @@ impl<'a> Source<'a> {
     /// Has rsync bring what lacks; again where the line drops.
     fn receive(&mut self, entry: &Entry, mut go_on: bool, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
         let names: Vec<String> = entry.dump.files.iter().map(|file| name_of(entry, &file.name)).collect();
+        // There may be more over there than the record says, and than there is room for.
+        let most = entry.dump.files.iter().map(|file| file.bytes).max().unwrap_or(0);
         let (what, begun) = (entry.dump.id.as_str(), Instant::now());
         let mut noted = Noted::new(self.attempt(what, Wire::default(), begun, "running"), begun);
         let (position, all) = (self.far.position(), entry.dump.bytes.max(1) as f64);
@@ -323,7 +325,7 @@ impl<'a> Source<'a> {
                 let done = position.load(std::sync::atomic::Ordering::Relaxed) as f64 / all;
                 tick(Progress { done: done.min(1.0) })
             };
-            let ran = far.receive(&names, work, go_on, bounds, &mut watch);
+            let ran = far.receive(&names, work, most, go_on, bounds, &mut watch);
             self.noted(unnoted)?;
             let down = matches!(&ran, Ok(ran) if ran.line_down());
             self.lost = down;

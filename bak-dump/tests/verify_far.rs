@@ -3,7 +3,7 @@
 mod far;
 
 use bak_tests::process::{about, wait_for, words};
-use bak_tests::{Ran, compact, put_dump};
+use bak_tests::{Ran, compact, noise, put_dump};
 use far::*;
 use serde_json::json;
 use std::fs;
@@ -105,6 +105,18 @@ fn a_dump_without_sums_is_fetched_and_looked_at() {
         fs::write(far.far().join("db").join(&name), bad).unwrap();
         assert_eq!(verdict(&far.verify(&["db"]).expect(1)).0, "bad");
         assert!(far.left().is_empty());
+    }
+}
+
+#[test]
+fn no_more_is_fetched_than_the_record_says() {
+    for way in [Way::Rrsync, Way::Daemon] {
+        let far = Far::ready(way);
+        let bad = json!({"verify": {"decision": "bad", "why": "test", "at": "2026-11-20T05:00:00Z"}});
+        put_dump(&far.far(), "web", DAY, 1000, bad);
+        fs::write(far.file("web"), noise(1, 20 << 20)).unwrap();
+        assert_ne!(verdict(&far.verify(&["web"]).expect(1)).0, "good");
+        assert!(far.counted() > 0 && far.counted() < 200_000, "{} bytes came", far.counted());
     }
 }
 

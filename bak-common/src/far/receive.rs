@@ -14,11 +14,12 @@ impl Far {
 
     /// Fetches files of the far side to the same names below [`Far::lands`] of `to`, which is ours alone. With `go_on` a file
     /// that is there already is taken for the first part of the one over there: rsync checks that, and only what lacks crosses; one
-    /// that is as long is taken as it is. So the caller must compare what has come with the dump's record.
+    /// that is as long is taken as it is. One of more than `most` bytes over there does not come. So the caller must compare what has come with the dump's record.
     pub fn receive(
         &self,
         names: &[String],
         to: &Path,
+        most: u64,
         go_on: bool,
         bounds: Bounds,
         watch: &mut dyn FnMut(Wire) -> Result<()>,
@@ -30,7 +31,8 @@ impl Far {
         // writes the whole file.
         let ways: &[&str] = if go_on { &["--append-verify"] } else { &["--inplace", "--sparse", "--whole-file"] };
         let options = ["-t", "-z", "--zl=1", "--chmod=Dgo=,Fu+rw,Fgo=", "--info=progress2", "--no-implied-dirs"];
-        let options = [&options[..], ways].concat();
+        let most = format!("--max-size={most}");
+        let options = [&options[..], ways, &[most.as_str()]].concat();
         self.rsync(&options, &names, places, Bounds { long: true, inward: true, ..bounds }, watch)
     }
 }
