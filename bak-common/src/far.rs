@@ -35,6 +35,7 @@ mod remove;
 mod rrsync;
 mod run;
 mod seed;
+mod shell;
 mod ssh;
 mod sums;
 mod url;

@@ -2,8 +2,7 @@
 //! sent like any other file, in slices or not, and applied over there by the rsync of that host. No checksums have to come
 //! back, so what crosses is what has changed and hardly more.
 //!
-//! rsync's batch files are the means. The commands that this needs over there, beside rsync, are those of any POSIX shell;
-//! the names that they work on come by standard input, so that none is ever a word of a shell. What is applied gets its name
+//! rsync's batch files are the means; over there it takes a POSIX shell beside rsync ([`super::shell`]). What is applied gets its name
 //! only when rsync has proved the whole of it by its checksum, and it says nothing where it could not: so its size is looked at.
 
 use anyhow::{Context, Result, ensure};
@@ -12,9 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::run::SILENCE_S;
-use super::{Bounds, Far, Url};
+use super::{Bounds, Far};
 use crate::command::{Event, Finished, Program};
-use crate::meter::Wire;
 
 /// The protocols of rsync that batches are made for: 30 came with rsync 3.0, 31 with 3.1. Later ones gain nothing here.
 const PROTOCOLS: (u32, u32) = (30, 31);
@@ -79,10 +77,7 @@ impl Asked {
 impl Far {
     /// Whether deltas that are made here can be applied over there: commands may be run, as far as is known.
     pub fn applies_deltas(&self) -> bool {
-        let plain = |path: &str| !path.starts_with('~') && !path.contains(char::is_control);
-        matches!(&self.url, Url::Ssh { path, .. } if plain(path))
-            && self.restricted == Some(false)
-            && self.protocol.is_some_and(|protocol| protocol >= PROTOCOLS.0)
+        self.runs_commands() && self.protocol.is_some_and(|protocol| protocol >= PROTOCOLS.0)
     }
 
     /// Makes the file `to` here, the delta that turns `old/NAME`, the same as what lies over there, into `new`, whose name
@@ -124,7 +119,7 @@ impl Far {
     /// Whether a delta could be applied, before any of it is sent. Sends about 1 KB.
     pub fn try_delta(&self, delta: &Delta) -> Result<Asked> {
         let lines = [&delta.beside(), delta.old, delta.new, &delta.old_bytes.to_string()].map(str::to_owned);
-        Ok(Asked::of(self.shell(TRY, delta.place, &lines, 0)?))
+        self.ask(TRY, delta.place, &lines, 0)
     }
 
     /// Applies the delta, all of whose `bytes` are over there, and removes it there: then the new file is there, whole. Sends
@@ -137,39 +132,15 @@ impl Far {
         let [bytes, whole, silence] = numbers;
         let names = [&delta.beside(), delta.old, delta.new, delta.partial].map(str::to_owned);
         let lines = [&names[..], &[bytes, whole, silence, fsync.to_owned()]].concat();
-        Ok(Asked::of(self.shell(APPLY, delta.place, &lines, work)?))
+        self.ask(APPLY, delta.place, &lines, work)
     }
 
-    /// Runs a script over there that reads the directory `place` and `lines`; `None` where one of them has more than a line.
-    /// `silent` are the bytes that it reads or writes meanwhile.
-    fn shell(&self, script: &str, place: &str, lines: &[String], silent: u64) -> Result<Option<Finished>> {
-        let Url::Ssh { host, path } = &self.url else { return Ok(None) };
-        let dir = format!("{path}{place}");
-        if lines.iter().chain([&dir]).any(|line| line.contains(char::is_control)) {
-            return Ok(None);
-        }
+    /// Runs one of our scripts, which reads the directory and `lines`. `silent` are the bytes that it reads or writes meanwhile.
+    fn ask(&self, script: &str, place: &str, lines: &[String], silent: u64) -> Result<Asked> {
+        let lines = [&[self.dir_there(place)], lines].concat();
+        let timeout = Duration::from_secs(2 * SILENCE_S + silent / 5_000_000);
         let bounds = Bounds { long: true, ..Bounds::default() };
-        self.check(&bounds)?;
-        let input: String = std::iter::once(&dir).chain(lines).flat_map(|line| [line.as_str(), "\n"]).collect();
-        // The user's shell over there may be any: it sees one quoted word.
-        let command = format!("exec sh -c '{script}'");
-        let out = (command.len() + input.len()) as u64;
-        let program = Program::new(&self.ssh[0])?
-            .args(self.ssh[1..].iter().cloned())
-            .args(["--", host, &command])
-            .feed(input)
-            .timeout(Duration::from_secs(2 * SILENCE_S + silent / 5_000_000))
-            .own_group()
-            .ticking(Duration::from_millis(50));
-        let mut said = 0;
-        let ran = program.run_with(|event| {
-            if let Event::Output(bytes) = event {
-                said += bytes.len() as u64;
-            }
-            self.check(&bounds)
-        });
-        self.spent(Wire { out, into: said + ran.as_ref().map_or(0, |ran| ran.stderr.len() as u64) });
-        ran.map(Some)
+        Ok(Asked::of(self.over_there(script, &lines, Some(timeout), &bounds)?))
     }
 }
 
@@ -180,7 +151,7 @@ mod tests {
     #[test]
     fn the_scripts_are_one_quoted_word_for_any_shell() {
         for script in [TRY, APPLY] {
-            assert!(!script.contains(['\'', '\n', '!', '\\']), "{script}");
+            assert!(super::super::shell::is_one_word(script), "{script}");
         }
         assert!(APPLY.contains(&format!("$new{DELTA}\"")));
     }

@@ -14,7 +14,8 @@ impl Far {
 
     /// Fetches files of the far side to the same names below [`Far::lands`] of `to`, which is ours alone. With `go_on` a file
     /// that is there already is taken for the first part of the one over there: rsync checks that, and only what lacks crosses; one
-    /// that is as long is taken as it is. One of more than `most` bytes over there does not come. So the caller must compare what has come with the dump's record.
+    /// that is as long is taken as it is. One of more than `most` bytes over there does not come. So the caller must compare
+    /// what has come with the dump's record.
     pub fn receive(
         &self,
         names: &[String],
