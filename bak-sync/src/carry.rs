@@ -76,6 +76,14 @@ pub fn went_well(ran: &Ran) -> Result<(), Stop> {
     ran.check().map_err(|error| Stop::Trouble(Trouble { error, line_down: ran.line_down() }))
 }
 
+/// An attempt at a dump: its name in the ledger, and when it began.
+#[derive(Clone, Copy, Debug)]
+pub struct Try<'a> {
+    pub dump: &'a Dump,
+    pub id: &'a str,
+    pub begun: Instant,
+}
+
 /// How a dump goes in this attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct Journey {
@@ -152,10 +160,11 @@ impl Pass<'_> {
     }
 
     /// Carries the dump, and tries again where the line drops.
-    pub fn carry_on(&mut self, dump: &Dump, first: Journey, id: &str, begun: Instant) -> Result<(), Stop> {
+    pub fn carry_on(&mut self, now: Try, first: Journey) -> Result<(), Stop> {
+        let dump = now.dump;
         let (mut journey, mut wait) = (first, FIRST_WAIT);
         for left in (0..=self.options.retries).rev() {
-            let trouble = match self.carry(dump, &journey, id, begun) {
+            let trouble = match self.carry(now, &journey) {
                 Err(Stop::Trouble(trouble)) if trouble.line_down && left > 0 => trouble,
                 end => return end,
             };
@@ -190,7 +199,8 @@ impl Pass<'_> {
     }
 
     /// Data, then sidecar, then a listing that shows all of it.
-    fn carry(&mut self, dump: &Dump, journey: &Journey, id: &str, begun: Instant) -> Result<(), Stop> {
+    fn carry(&mut self, now: Try, journey: &Journey) -> Result<(), Stop> {
+        let dump = now.dump;
         let place = Outbox::place(&dump.vm);
         match plan::there(dump, &place, &self.basis, &self.listing) {
             There::Sidecar => {
@@ -215,16 +225,16 @@ impl Pass<'_> {
             }
             self.take_over(dump, &place);
             self.sweep(dump, &place);
-            let whole = if journey.deltas { self.as_deltas(dump, journey, id, begun)? } else { HashSet::new() };
+            let whole = if journey.deltas { self.as_deltas(now, journey)? } else { HashSet::new() };
             all_proved = whole.len() == dump.files.len();
             if !all_proved {
                 let laid = self.lay(dump, &place, journey, &whole);
-                let sent = self.data(dump, &entry, journey, &whole, !laid.is_empty(), id, begun);
+                let sent = self.data(now, &entry, journey, &whole, !laid.is_empty());
                 self.take_up(dump, &laid);
                 sent?;
             }
         } else {
-            self.mounted(dump, &entry, journey, id, begun)?;
+            self.mounted(now, &entry, journey)?;
         }
         if journey.resumed && self.far.is_remote() && !all_proved {
             self.last_look(dump, &place)?;
@@ -333,22 +343,19 @@ impl Pass<'_> {
     }
 
     /// The data of what is not `whole` over there, as rsync sends it; `based` if bases are laid in our directory.
-    #[allow(clippy::too_many_arguments)]
     pub fn data(
         &mut self,
-        dump: &Dump,
+        now: Try,
         entry: &Entry,
         journey: &Journey,
         whole: &HashSet<String>,
         based: bool,
-        id: &str,
-        begun: Instant,
     ) -> Result<(), Stop> {
         let place = &entry.place;
         let names = self.outbox.store.names(entry)?;
         let files: Vec<String> =
             names.iter().filter(|name| !whole.contains(*name)).map(|name| format!("{place}/{name}")).collect();
-        let sparse = holes(&self.outbox.store.path().join(place), dump);
+        let sparse = holes(&self.outbox.store.path().join(place), now.dump);
         let options = self.data_options(Some(place), journey.way.block, based, sparse);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let spent = self.far.wire().both();
@@ -357,7 +364,7 @@ impl Pass<'_> {
             long: true,
             ..Bounds::under(self.lock)
         };
-        let mut watch = self.noting(dump, id, begun);
+        let mut watch = self.noting(now);
         let outbox = self.outbox.store.path();
         let ran = self.far.send(outbox, "", &files, &options, bounds, &mut |wire| watch(&mut self.ledger, wire))?;
         went_well(&ran)
@@ -396,9 +403,7 @@ impl Pass<'_> {
     /// What watches a running attempt: shows it, and notes it in the ledger.
     pub fn noting(
         &self,
-        dump: &Dump,
-        id: &str,
-        begun: Instant,
+        Try { dump, id, begun }: Try,
     ) -> impl FnMut(&mut bak_common::ledger::Writer, Wire) -> Result<()> + use<> {
         let mut bar = Bar::new(self.session, dump, &self.turn, self.far.position());
         let line = attempt(self.session, self.dest, id, Some(dump), Wire::default(), begun, "running");

@@ -12,10 +12,9 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Instant;
 
 use crate::apply::Pass;
-use crate::carry::{Journey, Stop, Trouble, went_well};
+use crate::carry::{Journey, Stop, Trouble, Try, went_well};
 use crate::plan::{self, Basis, PARTIAL};
 use crate::way::block_size;
 
@@ -52,13 +51,8 @@ impl Pass<'_> {
     }
 
     /// Sends what can go as deltas. Returns the names of those files that are over there now, whole and proved.
-    pub fn as_deltas(
-        &mut self,
-        dump: &Dump,
-        journey: &Journey,
-        id: &str,
-        begun: Instant,
-    ) -> Result<HashSet<String>, Stop> {
+    pub fn as_deltas(&mut self, now: Try, journey: &Journey) -> Result<HashSet<String>, Stop> {
+        let dump = now.dump;
         let place = Outbox::place(&dump.vm);
         let mut whole = HashSet::new();
         for file in &dump.files {
@@ -71,7 +65,7 @@ impl Pass<'_> {
             } else if file.bytes >= SMALL
                 && let Some((basis, old)) = self.old(dump, file, &place)?
             {
-                if !self.as_delta(dump, file, (&basis, &old), journey, id, begun)? {
+                if !self.as_delta(now, file, (&basis, &old), journey)? {
                     self.without_deltas.insert(dump.id.clone());
                     break;
                 }
@@ -84,13 +78,12 @@ impl Pass<'_> {
     /// Sends one file as a delta; false if it can't go like that.
     fn as_delta(
         &mut self,
-        dump: &Dump,
+        now: Try,
         file: &FileEntry,
         (basis, old): (&Basis, &File),
         journey: &Journey,
-        id: &str,
-        begun: Instant,
     ) -> Result<bool, Stop> {
+        let dump = now.dump;
         let (place, ours) = (Outbox::place(&dump.vm), self.basis.clone());
         let delta = Delta {
             place: &place,
@@ -109,7 +102,7 @@ impl Pass<'_> {
         let dir = self.scratch.path().join("deltas");
         let made = self.make(&delta, old, &dir);
         let sent = match made {
-            Ok(Some(bytes)) => self.ship(dump, &delta, (&dir, bytes), journey, id, begun),
+            Ok(Some(bytes)) => self.ship(now, &delta, (&dir, bytes), journey),
             Ok(None) => Ok(false),
             Err(error) => match Stop::from(error) {
                 Stop::Trouble(trouble) => {
@@ -140,15 +133,8 @@ impl Pass<'_> {
     }
 
     /// Sends the delta of this size that lies in `dir`, as far as the limit goes, and has it applied.
-    fn ship(
-        &mut self,
-        dump: &Dump,
-        delta: &Delta,
-        (dir, bytes): (&Path, u64),
-        journey: &Journey,
-        id: &str,
-        begun: Instant,
-    ) -> Result<bool, Stop> {
+    fn ship(&mut self, now: Try, delta: &Delta, (dir, bytes): (&Path, u64), journey: &Journey) -> Result<bool, Stop> {
+        let dump = now.dump;
         let below = format!("{}/{PARTIAL}", delta.place);
         let arrived = plan::find(&self.listing, &format!("{below}/{}", delta.name())).cloned();
         // rsync appends to nothing that is longer. It was made against another basis.
@@ -158,7 +144,7 @@ impl Pass<'_> {
         let spent = self.far.wire().both();
         let at_most = journey.room.map(|room| in_pieces(room.saturating_sub(spent)));
         let bounds = Bounds { at_most, long: true, ..Bounds::under(self.lock) };
-        let mut watch = self.noting(dump, id, begun);
+        let mut watch = self.noting(now);
         let mut watch = |wire| watch(&mut self.ledger, wire);
         went_well(&self.far.send(dir, &below, &[delta.name()], &["--append-verify"], bounds, &mut watch)?)?;
         match self.far.apply_delta(delta, bytes)? {

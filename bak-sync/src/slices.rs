@@ -17,10 +17,9 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
 
 use crate::apply::Pass;
-use crate::carry::{Journey, Stop};
+use crate::carry::{Journey, Stop, Try};
 use crate::plan::{self, Basis, PARTIAL};
 
 /// How far ahead of what is written the old content begins, beside by how much the new file is longer: more than most
@@ -202,18 +201,11 @@ impl Pass<'_> {
     }
 
     /// To a mounted path: whole files, by rsync where they surely fit, else appended to, slice by slice.
-    pub fn mounted(
-        &mut self,
-        dump: &Dump,
-        entry: &Entry,
-        journey: &Journey,
-        id: &str,
-        begun: Instant,
-    ) -> Result<(), Stop> {
+    pub fn mounted(&mut self, now: Try, entry: &Entry, journey: &Journey) -> Result<(), Stop> {
         if !journey.way.sliced {
-            return self.data(dump, entry, journey, &HashSet::new(), false, id, begun);
+            return self.data(now, entry, journey, &HashSet::new(), false);
         }
-        let mut watch = self.noting(dump, id, begun);
+        let mut watch = self.noting(now);
         for name in self.outbox.store.names(entry)? {
             let from = self.outbox.store.path().join(&entry.place).join(&name);
             let room = journey.room.map(|room| room.saturating_sub(self.far.wire().both()));

@@ -15,7 +15,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::apply::{Pass, attempt, caps, cost, stays, tell, too_late, waits};
-use crate::carry::{Stop, Trouble};
+use crate::carry::{Stop, Trouble, Try};
 use crate::crossed::Known;
 use crate::progress::Turn;
 use crate::summary::Tally;
@@ -250,7 +250,7 @@ impl Pass<'_> {
         self.budget.begin();
         let at = self.session.clock();
         let id = format!("{}/{}", self.id, dump.id);
-        let stop = self.carry_on(dump, journey, &id, begun).err();
+        let stop = self.carry_on(Try { dump, id: &id, begun }, journey).err();
         let wire = self.far.take_wire();
         self.sum = self.sum + wire;
         self.budget.spend(wire.both());
