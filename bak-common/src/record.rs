@@ -333,12 +333,22 @@ impl Dump {
 
     /// Why its own sidecar calls it not good, if it does.
     pub fn verdict(&self) -> Option<String> {
+        self.unfit().or_else(|| self.found_bad())
+    }
+
+    /// The same, but for what bak-verify has found.
+    pub fn unfit(&self) -> Option<String> {
         if let Some(result) = &self.result {
             return Some(format!("its result is {}", printable(result)));
         }
         if self.files.is_empty() {
             return Some("it has no files".into());
         }
+        None
+    }
+
+    /// What bak-verify has found, if that is bad.
+    pub fn found_bad(&self) -> Option<String> {
         let bad = self.verify.as_ref().filter(|verify| verify.decision == "bad")?;
         Some(format!("bak-verify found it bad: {}", printable(&bad.why)))
     }

@@ -67,6 +67,8 @@ pub struct Entry {
     pub place: String,
     /// Why it is not good, if it is not: such a dump counts for nothing.
     pub fault: Option<String>,
+    /// The same, but for what bak-verify has found: that may be asked anew, and hides nothing of this.
+    pub unfit: Option<String>,
     /// What its files are, in their order, as far as they could be looked at: a file put in the place of another of the
     /// same size is told by it.
     pub inodes: Vec<Inode>,
@@ -95,6 +97,13 @@ pub struct Listing {
 }
 
 impl Entry {
+    /// `incomplete` is why its files are not as its sidecar says, if they are not.
+    pub fn new(dump: Dump, place: String, incomplete: Option<String>, inodes: Vec<Inode>) -> Self {
+        let unfit = dump.unfit().or(incomplete);
+        let fault = unfit.clone().or_else(|| dump.found_bad());
+        Self { dump, place, fault, unfit, inodes }
+    }
+
     pub fn is_good(&self) -> bool {
         self.fault.is_none()
     }
@@ -314,9 +323,8 @@ impl Store {
         let mut dump = Dump::from_sidecar(stem, &text).context("cannot read the sidecar")?;
         let mut inodes = Vec::new();
         let incomplete = incomplete(dir, &dump, &mut inodes)?;
-        let fault = dump.verdict().or(incomplete);
         dump.dir = Some(self.path.join(place).to_string_lossy().into_owned());
-        Ok(Some(Entry { dump, place: place.to_owned(), fault, inodes }))
+        Ok(Some(Entry::new(dump, place.to_owned(), incomplete, inodes)))
     }
 
     /// Opens a data file of a dump for reading.

@@ -239,7 +239,7 @@ impl<'a> Source<'a> {
     /// Brings all files of a dump here, or what lacks of them, and compares them with its record. An error leaves what has
     /// arrived, to be gone on from.
     pub fn fetch(&mut self, entry: &Entry, tick: &dyn Fn(Progress) -> Result<()>) -> Result<Copy> {
-        if let (Some(why), None) = (&entry.fault, entry.dump.verdict()) {
+        if let Some(why) = &entry.unfit {
             bail!("{why}");
         }
         self.prepare()?;
@@ -256,7 +256,7 @@ impl<'a> Source<'a> {
                 .with_context(|| format!("cannot write {}", sidecar.display()))?;
             let store = Store::open(&landed)?;
             let found = store.look(&entry.place, &entry.dump.stem)?.context("what was fetched has vanished")?;
-            let compared = match found.fault.as_ref().filter(|_| found.dump.verdict().is_none()) {
+            let compared = match found.unfit.as_ref() {
                 Some(why) => Compared::Differs(why.clone()),
                 None => compare(&store, &found, true, tick)?,
             };

@@ -123,6 +123,7 @@ mod tests {
             dump: Dump::of(&guest, time, stem),
             place: vm.into(),
             fault: fault.map(str::to_owned),
+            unfit: None,
             inodes: Vec::new(),
         }
     }

@@ -223,7 +223,7 @@ impl Verifier<'_> {
         subjects.retain(|subject| {
             let begun = most.is_none_or(|most| read < most);
             // What is not as its record says is not read.
-            if fault(subject.entry).is_none() {
+            if subject.entry.unfit.is_none() {
                 read = read.saturating_add(subject.entry.dump.bytes);
             }
             begun
@@ -316,8 +316,9 @@ impl Verifier<'_> {
     }
 
     fn judge(&self, store: &Store, entry: &Entry) -> Result<Outcome> {
-        if let Some(why) = fault(entry) {
-            return Ok(Outcome::Verdict(Decision::Bad, why));
+        // An older verdict is what is asked about.
+        if let Some(why) = &entry.unfit {
+            return Ok(Outcome::Verdict(Decision::Bad, why.clone()));
         }
         let depth = self.depth();
         let bar = bar(self.session, &entry.dump);
@@ -388,14 +389,6 @@ impl Verifier<'_> {
         marked.verify = Some(verify.clone());
         locked.annotate(&now, &marked)
     }
-}
-
-/// What makes a dump no good without a look at its content. An older verdict is what is asked about; everything else is said at
-/// once.
-fn fault(entry: &Entry) -> Option<String> {
-    let mut earlier = entry.dump.clone();
-    earlier.verify = None;
-    earlier.verdict().or_else(|| entry.fault.clone().filter(|_| entry.dump.verdict().is_none()))
 }
 
 #[cfg(test)]

@@ -241,6 +241,17 @@ fn leads_nowhere(other: &str) {
 }
 
 #[test]
+fn what_is_missing_stays_bad() {
+    let kit = Kit::new();
+    put(&kit, "web", "raw", &noise(1, 1000), true);
+    kit.sh("rm store/web/*.raw").clean();
+    for _ in 0..2 {
+        let (decision, why) = verdict(&kit.run("bak-verify", ["--store", "store", "--all", "--mark"]).expect(1));
+        assert_eq!((decision.as_str(), why.contains("missing")), ("bad", true), "{why}");
+    }
+}
+
+#[test]
 fn what_is_not_there_uses_up_no_limit() {
     let kit = Kit::new();
     put(&kit, "huge", "raw", &noise(1, 1000), true);

@@ -80,23 +80,20 @@ pub fn dumps(top: &str, files: &[FarFile], texts: &HashMap<String, Vec<u8>>) -> 
         match read.and_then(|text| Dump::from_sidecar(&stem, text)) {
             Ok(mut dump) => {
                 let slash = if place.is_empty() { "" } else { "/" };
-                let fault = dump.verdict().or_else(|| {
-                    dump.files.iter().find_map(|file| {
-                        match by_name.get(format!("{place}{slash}{}", file.name).as_str()) {
-                            None => Some(format!("its file {} is missing", file.name)),
-                            Some(there) if there.kind != FarKind::File => {
-                                Some(format!("its file {} is not a regular file", file.name))
-                            }
-                            Some(there) if there.bytes != file.bytes => Some(format!(
-                                "its file {} has {} bytes instead of {}",
-                                file.name, there.bytes, file.bytes
-                            )),
-                            Some(_) => None,
+                let incomplete = dump.files.iter().find_map(|file| {
+                    match by_name.get(format!("{place}{slash}{}", file.name).as_str()) {
+                        None => Some(format!("its file {} is missing", file.name)),
+                        Some(there) if there.kind != FarKind::File => {
+                            Some(format!("its file {} is not a regular file", file.name))
                         }
-                    })
+                        Some(there) if there.bytes != file.bytes => {
+                            Some(format!("its file {} has {} bytes instead of {}", file.name, there.bytes, file.bytes))
+                        }
+                        Some(_) => None,
+                    }
                 });
                 dump.dir = Some(format!("{}/{place}", top.trim_end_matches('/')));
-                listing.dumps.push(Entry { dump, place, fault, inodes: Vec::new() });
+                listing.dumps.push(Entry::new(dump, place, incomplete, Vec::new()));
             }
             Err(error) => listing.unreadable.push(Unreadable { place, stem: Some(stem), error }),
         }

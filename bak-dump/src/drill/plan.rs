@@ -76,7 +76,13 @@ mod tests {
         let time: Time = format!("2026-11-{day:02}T01:00:00Z").parse().unwrap();
         let mut dump = Dump::of(&guest, time, Stem::of(&guest.vm, time));
         dump.bytes = bytes;
-        Entry { dump, place: vm.into(), fault: (!good).then(|| "it is bad".to_owned()), inodes: Vec::new() }
+        Entry {
+            dump,
+            place: vm.into(),
+            fault: (!good).then(|| "it is bad".to_owned()),
+            unfit: None,
+            inodes: Vec::new(),
+        }
     }
 
     fn ids(dumps: &[Entry], history: &[Drill], sample: u64, max_bytes: u64, seed: u64) -> Vec<String> {

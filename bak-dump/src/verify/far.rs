@@ -6,7 +6,7 @@ use bak_common::store::Entry;
 use std::collections::{HashMap, HashSet};
 
 use super::judge::{Depth, judge};
-use super::{Outcome, Subject, Verifier, fault};
+use super::{Outcome, Subject, Verifier};
 use crate::bar::{bar, step};
 use crate::check::Compared;
 use crate::fetch::name_of;
@@ -29,8 +29,8 @@ impl Verifier<'_> {
     /// The verdict on the first of `subjects`; the others come next.
     pub fn judge_far(&mut self, subjects: &[Subject]) -> Result<Outcome> {
         let entry = subjects[0].entry;
-        if let Some(why) = fault(entry) {
-            return Ok(Outcome::Verdict(crate::driver::Decision::Bad, why));
+        if let Some(why) = &entry.unfit {
+            return Ok(Outcome::Verdict(crate::driver::Decision::Bad, why.clone()));
         }
         if self.depth() == Depth::Sizes {
             // The listing has shown them.
@@ -75,7 +75,7 @@ impl Verifier<'_> {
             self.mark_there();
             let mut bytes = 0_u64;
             let next =
-                subjects.iter().map(|subject| subject.entry).filter(|entry| fault(entry).is_none() && has_sums(entry));
+                subjects.iter().map(|subject| subject.entry).filter(|entry| entry.unfit.is_none() && has_sums(entry));
             let batch: Vec<&Entry> = next
                 .take(MANY)
                 .take_while(|entry| {

@@ -116,7 +116,7 @@ mod tests {
             "sha256":"0000000000000000000000000000000000000000000000000000000000000000"}]}"#;
         let stem = Stem::new("web-20261118T010000Z").unwrap();
         let dump = Dump::from_sidecar(&stem, text).unwrap();
-        Entry { dump, place: "web".to_owned(), fault: None, inodes: Vec::new() }
+        Entry { dump, place: "web".to_owned(), fault: None, unfit: None, inodes: Vec::new() }
     }
 
     const SIDECAR: (&str, u64) = ("web/web-20261118T010000Z.dump.json", 300);
