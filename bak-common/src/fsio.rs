@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::name::{is_component, printable};
+use crate::report::Kind;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -34,9 +35,10 @@ pub fn open_dir(dir: BorrowedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, DIR, Mode::empty()))
 }
 
-/// Opens the directory `name` in `dir`, made (0700) and flushed into `dir` if it was not there.
+/// Opens the directory `name` in `dir`, made (0700) and flushed into `dir` if it was not there. It must be root's or ours:
+/// whoever else had made it could put other things in the place of what is made in it.
 pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
-    match open_dir(dir, name) {
+    let opened = match open_dir(dir, name) {
         Err(Errno::NOENT) => {
             if make_dir_unflushed(dir, name)? {
                 sync(dir)?;
@@ -44,8 +46,17 @@ pub fn make_dir(dir: BorrowedFd, name: &str) -> Result<OwnedFd> {
             open_dir(dir, name)
         }
         other => other,
+    };
+    own(opened.with_context(|| format!("cannot open the directory {}", printable(name)))?, name)
+}
+
+/// The directory `name`, if it is root's or ours.
+pub fn own(dir: OwnedFd, name: &str) -> Result<OwnedFd> {
+    let stat = rustix::fs::fstat(&dir).context("cannot look at an open directory")?;
+    match foreign(&stat) {
+        Some(why) => Err(Kind::Refused.says(format!("the directory {} {why}", printable(name)))),
+        None => Ok(dir),
     }
-    .with_context(|| format!("cannot open the directory {}", printable(name)))
 }
 
 /// Makes the directory `name` (0700) in `dir`; whether it was not there before.

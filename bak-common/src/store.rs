@@ -216,7 +216,7 @@ impl Store {
     /// Opens `.bak` for reading; `None` where nothing has been done yet.
     pub fn bak(&self) -> Result<Option<OwnedFd>> {
         match fsio::open_dir(self.top(), BAK) {
-            Ok(fd) => Ok(Some(fd)),
+            Ok(fd) => fsio::own(fd, &self.path.join(BAK).display().to_string()).map(Some),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot open {}", self.path.join(BAK).display())),
         }
@@ -224,7 +224,8 @@ impl Store {
 
     /// Opens `.bak`, made if it is not there.
     pub fn make_bak(&self) -> Result<OwnedFd> {
-        fsio::make_dir(self.top(), BAK).with_context(|| format!("cannot use the store {}", self.path.display()))
+        let failed = || format!("cannot use the store {}", self.path.display());
+        fsio::make_dir(self.top(), BAK).with_context(failed)
     }
 
     /// Bytes that may still be written here.

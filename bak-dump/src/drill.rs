@@ -143,9 +143,21 @@ impl Told {
 /// Where notes are kept; it need not be there.
 fn notes_dir(store: Option<&Path>) -> Result<PathBuf> {
     match store.filter(|store| store.is_dir()) {
-        Some(store) => Ok(Store::open(store)?.path().join(BAK).join(drills::DIR)),
+        Some(store) => {
+            let store = Store::open(store)?;
+            store.bak()?;
+            Ok(store.path().join(BAK).join(drills::DIR))
+        }
         None => Ok(home::caches()?.join("bak").join(drills::DIR)),
     }
+}
+
+/// The longest note that is read, in bytes.
+const NOTE_MAX: u64 = 16 << 20;
+
+/// Whether a drill may have made that up.
+fn is_token(text: &str) -> bool {
+    uuid::Uuid::parse_str(text).is_ok_and(|token| token.simple().to_string() == text)
 }
 
 impl<'a> Notes<'a> {
@@ -160,7 +172,8 @@ impl<'a> Notes<'a> {
     fn clear_all(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(token) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
+            let token = name.to_str().and_then(|name| name.strip_suffix(".json")).filter(|token| is_token(token));
+            let Some(token) = token else { continue };
             if let Err(error) = self.clear(token) {
                 self.session.report.fail(&entry.path().display().to_string(), &error);
             }
@@ -174,7 +187,9 @@ impl<'a> Notes<'a> {
     /// Removes what the trial with this token has left, then its note.
     fn clear(&self, token: &str) -> Result<()> {
         let path = self.note_path(token);
-        let text = fs::read(&path).context("cannot read what a killed drill has noted")?;
+        // Whoever else could write it would say what is removed.
+        let text = fsio::read_file(home::make(&self.dir)?.as_fd(), &format!("{token}.json"), NOTE_MAX)?;
+        let text = text.with_context(|| format!("{} has vanished", path.display()))?;
         let note: Value = serde_json::from_slice(&text).context("cannot read what a killed drill has noted")?;
         if let Some(dir) = note["dir"].as_str().map(Path::new) {
             // Only ever what is called by the token, which is random: nobody else has made that.

@@ -2,6 +2,7 @@
 //! can be fetched again.
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -37,13 +38,11 @@ pub fn caches() -> Result<PathBuf> {
     Ok(home.join(".cache"))
 }
 
-/// Makes a directory of ours, and opens it.
+/// Makes a directory of ours, and opens it. It is never one to which a symbolic link leads.
 pub fn make(path: &Path) -> Result<File> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let top = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let stat = rustix::fs::fstat(&top).context("cannot look at a directory")?;
-    match fsio::foreign(&stat) {
-        Some(why) => Err(Kind::Refused.says(format!("{} {why}", path.display()))),
-        None => Ok(top),
-    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top =
+        rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?;
+    fsio::own(top, &path.display().to_string()).map(File::from)
 }
