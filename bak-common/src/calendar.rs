@@ -80,16 +80,15 @@ impl TryFrom<String> for Time {
     }
 }
 
-/// Reads RFC 3339 in any offset; a fraction of a second is cut off.
+/// Reads RFC 3339 in any offset; a fraction of a second is cut off. In UTC, too, its year must have four digits, or what is
+/// printed of it could not be read.
 impl FromStr for Time {
     type Err = anyhow::Error;
     fn from_str(text: &str) -> Result<Self> {
-        let parsed = DateTime::parse_from_rfc3339(text);
-        Ok(Self::new(
-            parsed
-                .map_err(|_| anyhow::anyhow!("`{}` is no time like 2026-11-20T01:00:02Z", text.escape_debug()))?
-                .to_utc(),
-        ))
+        let parsed = DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc());
+        let parsed = parsed.filter(|time| (0..=9999).contains(&time.year()));
+        let time = parsed.with_context(|| format!("`{}` is no time like 2026-11-20T01:00:02Z", text.escape_debug()))?;
+        Ok(Self::new(time))
     }
 }
 
@@ -182,7 +181,9 @@ mod tests {
         assert_eq!(time.compact(), "20261120T010002Z");
         assert_eq!(Time::from_compact("20261120T010002Z").unwrap(), time);
         assert_eq!("2026-11-20T02:00:02.9+01:00".parse::<Time>().unwrap(), time);
-        for bad in ["", "2026-11-20", "2026-11-20 01:00:02", "now"] {
+        for bad in
+            ["", "2026-11-20", "2026-11-20 01:00:02", "now", "9999-12-31T23:59:59-01:00", "0000-01-01T00:59:59+01:00"]
+        {
             assert!(bad.parse::<Time>().is_err(), "{bad}");
         }
         for bad in ["20261120T010002", "2026112T010002Z", "20261120T0100020Z", "+0261120T010002Z"] {

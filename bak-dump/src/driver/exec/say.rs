@@ -46,7 +46,8 @@ impl Lines {
 
 /// One line that `program` printed.
 pub fn message<M: DeserializeOwned>(program: &str, line: &[u8]) -> Result<M> {
-    let no_message = |cause: &str| anyhow!("{program} printed `{}`, which is no message: {cause}", shown(line));
+    let no_message =
+        |cause: &str| anyhow!("{program} printed `{}`, which is no message: {}", shown(line), printable(cause));
     // A list could be read as the fields in their order.
     if line.trim_ascii_start().first() != Some(&b'{') {
         return Err(no_message("not a JSON object"));
