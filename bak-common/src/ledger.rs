@@ -159,20 +159,29 @@ impl Ledger {
 
     /// Reads all files of `dir` for the destination `dest`; a directory that is not there is an empty ledger.
     pub fn read(dir: &Path, dest: &str) -> Result<Self> {
-        let mut ledger = Self::default();
         let names = match std::fs::read_dir(dir) {
             Ok(names) => names,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ledger),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error).with_context(|| format!("cannot read the ledger {}", dir.display())),
         };
         let top = OwnedFd::from(File::open(dir).with_context(|| format!("cannot open the ledger {}", dir.display()))?);
-        let mut attempts: HashMap<String, Attempt> = HashMap::new();
+        let mut texts = Vec::new();
         for name in names {
             let name = name.with_context(|| format!("cannot read the ledger {}", dir.display()))?.file_name();
             let Some(name) = name.to_str().filter(|name| name.ends_with(".jsonl")) else { continue };
             let Some(mut file) = fsio::open_file(top.as_fd(), name)? else { continue };
             let mut text = Vec::new();
             file.read_to_end(&mut text).with_context(|| format!("cannot read the ledger {name}"))?;
+            texts.push((dir.join(name), text));
+        }
+        Ok(Self::parse(&texts, dest))
+    }
+
+    /// What these files, by their paths, say of the destination `dest`.
+    pub fn parse(files: &[(PathBuf, Vec<u8>)], dest: &str) -> Self {
+        let mut ledger = Self::default();
+        let mut attempts: HashMap<String, Attempt> = HashMap::new();
+        for (path, text) in files {
             for (i, line) in text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
                 match serde_json::from_slice(line) {
                     Ok(Line::Attempt(attempt)) if attempt.dest == dest => {
@@ -182,14 +191,14 @@ impl Ledger {
                     Ok(_) => {}
                     // Cut off by a crash; what it would have said is in the running line before it.
                     Err(error) if error.is_eof() => {}
-                    Err(error) => ledger.damaged.push(format!("{}:{}: {error}", dir.join(name).display(), i + 1)),
+                    Err(error) => ledger.damaged.push(format!("{}:{}: {error}", path.display(), i + 1)),
                 }
             }
         }
         ledger.attempts = attempts.into_values().collect();
         ledger.attempts.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         ledger.passes.sort_by_key(|pass| pass.at);
-        Ok(ledger)
+        ledger
     }
 }
 
@@ -203,13 +212,13 @@ const TRIMMING_MAX: Duration = Duration::from_secs(60);
 
 /// What is left of a file's `text`: of each attempt its last line, and nothing from before `from`. What cannot be read
 /// stays. Pure.
-fn trimmed(text: &[u8], from: Time) -> Vec<u8> {
+pub fn trimmed(text: &[u8], from: Time) -> Vec<u8> {
     let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     let mut later = HashSet::new();
     let mut kept: Vec<&[u8]> = Vec::new();
     for line in lines.into_iter().rev() {
         let keep = match serde_json::from_slice(line) {
-            Ok(Line::Attempt(attempt)) => attempt.at >= from && later.insert(attempt.id),
+            Ok(Line::Attempt(attempt)) => attempt.at >= from && later.insert((attempt.dest, attempt.id)),
             Ok(Line::Pass(pass)) => pass.at >= from,
             Err(error) => !error.is_eof(),
         };

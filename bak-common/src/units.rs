@@ -211,6 +211,11 @@ written!(
     rate
 );
 
+/// The sum of sizes, some of which may be no more than claimed: it stays at the end of the numbers.
+pub fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// Bytes for people: `1.2 GiB`.
 pub fn show_size(bytes: u64) -> String {
     humansize::format_size(bytes, humansize::BINARY.decimal_places(1).decimal_zeroes(0))

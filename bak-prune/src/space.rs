@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use bak_common::args::Session;
 use bak_common::name::DumpId;
 use bak_common::store::Store;
-use bak_common::units::show_size;
+use bak_common::units::{show_size, total};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -24,7 +24,7 @@ pub fn make_room(
     terms: &Terms,
 ) -> Result<()> {
     let frees = |at: usize| view.looks[at].frees;
-    let going: u64 = items.iter().filter(|item| item.decision == Decision::Remove).map(|item| frees(item.at)).sum();
+    let going = total(items.iter().filter(|item| item.decision == Decision::Remove).map(|item| frees(item.at)));
     // The command line has refused others.
     let At::Here(store) = &place.at else { return Ok(()) };
     let wanted = target.saturating_sub(store.free()?.saturating_add(going));
@@ -50,7 +50,7 @@ pub fn make_room(
 /// What is said of blocks that removing dumps here does not free.
 fn held(session: &Session, store: &Store, view: &View, items: &[Item]) -> String {
     let linked = || items.iter().filter(|item| view.looks[item.at].linked > 0 && !item.last);
-    let sum: u64 = linked().map(|item| view.looks[item.at].linked).sum();
+    let sum = total(linked().map(|item| view.looks[item.at].linked));
     if sum == 0 {
         return String::new();
     }

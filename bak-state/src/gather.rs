@@ -12,6 +12,7 @@ use bak_common::record::{Dump, GuestKey};
 use bak_common::report::Kind;
 use bak_common::select::Subject;
 use bak_common::store::{Listing, Unreadable};
+use bak_common::units::total;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -202,7 +203,7 @@ impl Way {
                 && !self.pending.contains_key(&dump.id)
                 && session.config.syncs(&Subject::from(*dump), &self.dest)
         };
-        let waiting = newest.into_iter().filter(waits).map(|(_, dump)| dump.bytes).sum();
-        Totals { dest: self.dest.clone(), pending: self.pending.values().sum(), waiting }
+        let waiting = total(newest.into_iter().filter(waits).map(|(_, dump)| dump.bytes));
+        Totals { dest: self.dest.clone(), pending: total(self.pending.values().copied()), waiting }
     }
 }

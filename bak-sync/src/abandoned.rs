@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 use bak_common::far::FarFile;
 use bak_common::outbox::Outbox;
 use bak_common::record::Dump;
+use bak_common::units::total;
 use serde_json::json;
 
 use crate::apply::Pass;
@@ -44,7 +45,7 @@ impl Pass<'_> {
         if !rest.is_empty() {
             self.far.discard("", &rest)?.check()?;
             self.listing.retain(|file| !rest.contains(file));
-            let bytes: u64 = rest.iter().map(|file: &FarFile| file.bytes).sum();
+            let bytes = total(rest.iter().map(|file: &FarFile| file.bytes));
             let line = json!({"program": "bak-sync", "id": dump.id, "dest": self.dest.name, "at": self.session.clock(),
                 "decision": "cleared", "why": "it was taken out of the outbox before it had arrived", "bytes": bytes});
             self.session.report.decided(&line.to_string());

@@ -12,6 +12,7 @@ use bak_common::record::{Dump, FileEntry};
 use bak_common::report::Kind;
 use bak_common::stop::{self, Stopped};
 use bak_common::store::Entry;
+use bak_common::units::total;
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -156,7 +157,7 @@ impl Pass<'_> {
             let old = || plan::basis(dump, file, place, &self.history, &self.listing).map(|basis| basis.there.bytes);
             there.or_else(old).unwrap_or(0)
         };
-        dump.files.iter().map(of).sum()
+        total(dump.files.iter().map(of))
     }
 
     /// Carries the dump, and tries again where the line drops.

@@ -15,12 +15,13 @@
 
 pub(super) mod convert;
 mod find;
-mod info;
+pub mod info;
 
 use anyhow::{Context, Result, ensure};
 use bak_common::config::{Config, ImageGuest};
 use bak_common::record::{Guest, State};
 use bak_common::report::Kind;
+use bak_common::units::total;
 use serde_json::json;
 use std::sync::OnceLock;
 
@@ -93,7 +94,7 @@ impl Image {
         guest.tags.clone_from(&spec.tags);
         guest.pool.clone_from(&spec.pool);
         guest.state = if disks.iter().any(|disk| disk.running) { State::Running } else { State::Stopped };
-        guest.size = Some(disks.iter().map(|disk| disk.allocated).sum());
+        guest.size = Some(total(disks.iter().map(|disk| disk.allocated)));
         guest.fingerprint = info::fingerprint(&disks)?;
         let shown = |disk: &Disk| json!({"path": disk.path, "format": disk.format, "virtual_size": disk.virtual_size});
         guest.extra.insert("disks".into(), disks.iter().map(shown).collect());

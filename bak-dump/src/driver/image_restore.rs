@@ -15,7 +15,7 @@ use bak_common::command::{Event, Program};
 use bak_common::name::printable;
 use bak_common::record::FileEntry;
 use bak_common::report::Kind;
-use bak_common::units::show_size;
+use bak_common::units::{show_size, total};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -183,14 +183,13 @@ fn check_space(disks: &[Disk], there: bool) -> Result<()> {
 }
 
 fn write(order: &Order, disks: &[Disk]) -> Result<()> {
-    let total: u64 = disks.iter().map(|disk| disk.bytes).sum();
+    let all = total(disks.iter().map(|disk| disk.bytes));
     let mut before = 0;
     let mut written = Vec::new();
     for disk in disks {
         let hidden = Hidden::create(&disk.target)?;
-        let tick = |part: f64| {
-            (order.tick)(Progress { done: (before as f64 + part * disk.bytes as f64) / total.max(1) as f64 })
-        };
+        let tick =
+            |part: f64| (order.tick)(Progress { done: (before as f64 + part * disk.bytes as f64) / all.max(1) as f64 });
         let filled = if disk.stored == disk.wanted {
             copy::copy(disk.file, hidden.file(), &tick)
         } else {

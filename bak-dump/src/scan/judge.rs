@@ -8,7 +8,7 @@
 use bak_common::calendar::{Time, Zone};
 use bak_common::name::GuestName;
 use bak_common::record::{Dump, FileEntry, Guest};
-use bak_common::units::{show_duration, show_size};
+use bak_common::units::{show_duration, show_size, total};
 use chrono::NaiveDateTime;
 use serde_json::json;
 
@@ -118,7 +118,7 @@ fn by_log(candidate: &Candidate, evidence: &Evidence, log: &Log) -> Result<Vec<&
     if let Some(name) = log.archive.as_ref().filter(|name| !candidate.stem.owns(name)) {
         return Err(format!("its log is of {name}: was it renamed?"));
     }
-    let bytes: u64 = evidence.files.iter().map(|file| file.bytes).sum();
+    let bytes = total(evidence.files.iter().map(|file| file.bytes));
     match log.size {
         Some((least, most)) if !(least..=most).contains(&bytes) => {
             Err(format!("it has {}, which is not the size in its log: it is not what vzdump wrote", show_size(bytes)))

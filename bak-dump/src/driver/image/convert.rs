@@ -12,6 +12,7 @@ use bak_common::command::{Event, Program};
 use bak_common::fsio;
 use bak_common::hash::hash;
 use bak_common::record::FileEntry;
+use bak_common::units::total;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -30,7 +31,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// Dumps every disk. While one is flushed, hashed and checked, the next is being converted.
 pub fn dump(disks: &[Disk], format: Format, job: &Job) -> Result<Vec<FileEntry>> {
-    let all: u64 = disks.iter().map(|disk| disk.allocated.max(1)).sum();
+    let all = total(disks.iter().map(|disk| disk.allocated.max(1)));
     thread::scope(|scope| {
         let mut before = 0;
         let mut finishing = Vec::new();

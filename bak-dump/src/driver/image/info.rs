@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use bak_common::command::{Finished, Program};
+use bak_common::units::total;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ pub struct Disk {
 /// One node of what `qemu-img info --output=json` prints.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Node {
+pub struct Node {
     filename: String,
     format: String,
     #[serde(default)]
@@ -51,9 +52,19 @@ struct Child {
     info: Node,
 }
 
+/// What it prints of an image and its backing chain.
+pub fn chain(text: &[u8]) -> Result<Vec<Node>> {
+    serde_json::from_slice(text).context("cannot understand what qemu-img says about it")
+}
+
+/// Bytes on disk of a whole chain.
+pub fn allocated(chain: &[Node]) -> u64 {
+    total(chain.iter().map(|node| node.actual_size))
+}
+
 impl Node {
     /// The files that this node itself consists of, its backing file apart.
-    fn files(&self) -> Vec<&str> {
+    pub fn files(&self) -> Vec<&str> {
         let mut files = vec![self.filename.as_str()];
         files.extend(self.children.iter().flat_map(|child| child.info.files()));
         let data = &self.format_specific["data"];
@@ -63,7 +74,7 @@ impl Node {
     }
 
     /// Another file that this one's content names.
-    fn refers(&self) -> Option<&str> {
+    pub fn refers(&self) -> Option<&str> {
         self.backing_filename.as_deref().or_else(|| self.files().into_iter().find(|file| *file != self.filename))
     }
 }
@@ -160,15 +171,14 @@ pub fn inspect(path: &Path) -> Result<Disk> {
     if unseen {
         finished = qemu_img_info(path, &format, &["--backing-chain", "-U"])?;
     }
-    let chain: Vec<Node> =
-        serde_json::from_slice(&finished.check()?).context("cannot understand what qemu-img says about it")?;
+    let chain = chain(&finished.check()?)?;
     let top = chain.first().context("qemu-img says nothing about it")?;
     let files: BTreeSet<PathBuf> = chain.iter().flat_map(Node::files).map(PathBuf::from).collect();
     let local = |path: &PathBuf| path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.is_file());
     Ok(Disk {
         path: path.to_owned(),
         virtual_size: top.virtual_size,
-        allocated: chain.iter().map(|node| node.actual_size).sum(),
+        allocated: allocated(&chain),
         running: unseen || locked(path)?,
         files: files.iter().all(local).then_some(files),
         format,
