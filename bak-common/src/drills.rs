@@ -11,10 +11,13 @@ use crate::fsio;
 use crate::name::{DumpId, GuestName};
 use crate::record::{Dump, GuestKey};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// The directory in a store's `.bak`.
 pub const DIR: &str = "drill";
 const HISTORY: &str = "history";
+
+const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
 /// The longest history that is read, in bytes.
 const MAX: u64 = 64 << 20;
@@ -73,17 +76,28 @@ pub fn read(dir: &Path) -> Result<Vec<Drill>> {
         Err(error) => return Err(error).with_context(|| format!("cannot open {}", dir.display())),
     };
     let text = fsio::read_file(top.as_fd(), HISTORY, MAX)?.unwrap_or_default();
+    Ok(parse(&text))
+}
+
+/// What a history says.
+pub fn parse(text: &[u8]) -> Vec<Drill> {
     let mut drills: Vec<Drill> =
         text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     drills.sort_by_key(|drill| drill.at);
-    Ok(drills)
+    drills
 }
 
 /// Notes a drill in `dir`, which is there. Only for who holds its lock.
 pub fn append(dir: &Path, drill: &Drill) -> Result<()> {
     let path = dir.join(HISTORY);
     let failed = || format!("cannot write {}", path.display());
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).with_context(failed)?;
+    let mut file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(NOFOLLOW)
+        .open(&path)
+        .with_context(failed)?;
     // A line that a crash cut off must not swallow this one; empty lines are none.
     let line = format!("\n{}\n", serde_json::to_string(drill).context("cannot describe a drill")?);
     file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)

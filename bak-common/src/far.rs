@@ -26,7 +26,7 @@ mod delta;
 mod end;
 pub mod home;
 pub mod identity;
-mod listing;
+pub mod listing;
 mod look;
 mod mounted;
 mod ran;
@@ -37,7 +37,7 @@ mod run;
 mod seed;
 mod shell;
 mod ssh;
-mod sums;
+pub mod sums;
 mod url;
 
 pub use append::Slice;

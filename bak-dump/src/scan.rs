@@ -4,12 +4,12 @@
 //! believed only on a proof, which its record names; its files never move; and what vanished between looking and adopting is
 //! no failure. It goes: walk and sort names (`sort`, pure), look at files and logs, judge (`judge`, pure), adopt.
 
-mod ending;
-mod header;
+pub mod ending;
+pub mod header;
 mod judge;
-mod log;
+pub mod log;
 mod look;
-mod name;
+pub mod name;
 mod show;
 mod sort;
 

@@ -8,9 +8,9 @@
 //! the limits, and go again.
 
 mod far;
-pub(crate) mod format;
+pub mod format;
 mod judge;
-pub(crate) mod ova;
+pub mod ova;
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Limits, Picks, Places, Session};

@@ -11,7 +11,7 @@ pub mod cli;
 mod db;
 mod edit;
 mod evidence;
-mod format;
+pub mod format;
 mod gather;
 mod hold;
 mod monitor;

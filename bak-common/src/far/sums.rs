@@ -61,7 +61,7 @@ impl Far {
 }
 
 /// What `sha256sum ./a ./b` prints. A line that begins with a backslash has a name with escapes.
-fn read(said: &str) -> HashMap<String, String> {
+pub fn read(said: &str) -> HashMap<String, String> {
     let mut sums = HashMap::new();
     for line in said.lines() {
         let (escaped, line) = line.strip_prefix('\\').map_or((false, line), |rest| (true, rest));

@@ -12,8 +12,8 @@
 
 mod data;
 mod dump;
-mod list;
-mod say;
+pub mod list;
+pub mod say;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bak_common::command::{Event, Finished, Program};

@@ -15,9 +15,9 @@
 
 mod export;
 mod import;
-mod info;
-mod list;
-mod say;
+pub mod info;
+pub mod list;
+pub mod say;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bak_common::command::{Event, Finished, Program};

@@ -12,7 +12,7 @@
 mod conf;
 mod drill;
 mod dump;
-mod list;
+pub mod list;
 mod log;
 mod restore;
 
@@ -26,8 +26,8 @@ use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 use super::{Cleared, Driver, Job, Listed, Made, Order, Trial};
-pub(crate) use conf::Conf;
-pub(crate) use log::Heard;
+pub use conf::Conf;
+pub use log::Heard;
 
 pub const NAME: &str = "vzdump";
 

@@ -29,7 +29,7 @@ pub fn read(name: &str, file: &File) -> Result<Ending> {
 }
 
 /// The same, of the last bytes.
-fn judge(name: &str, tail: &[u8]) -> Ending {
+pub fn judge(name: &str, tail: &[u8]) -> Ending {
     let (right, format) = match name.rsplit_once('.').map_or("", |(_, ending)| ending) {
         // A block of no bytes.
         "lzo" => (tail.ends_with(&[0; 4]), "lzop"),

@@ -5,7 +5,6 @@
 //! ends; from byte 2044 on 256 offsets of names in that buffer, then 256 of what is called so. Each text has its length before
 //! it, two bytes, little-endian; names end in NUL.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective};
 
@@ -31,7 +30,7 @@ pub struct Reader {
 
 impl Reader {
     /// What the archive called `name` has in its header; nothing where that is not cheap, or not sound.
-    pub fn conf(&mut self, name: &str, file: &File) -> Option<Conf> {
+    pub fn conf(&mut self, name: &str, file: &impl FileExt) -> Option<Conf> {
         let head = if name.ends_with(".vma") {
             plain(file)
         } else if name.ends_with(".vma.zst") {
@@ -46,7 +45,7 @@ impl Reader {
 
     /// The header of an archive that zstd packed. Of a header, which is mostly zeros, a few KiB are left; the block in which it
     /// lies may hold some of the data behind it, too.
-    fn packed(&mut self, file: &File) -> Option<Vec<u8>> {
+    fn packed(&mut self, file: &impl FileExt) -> Option<Vec<u8>> {
         if self.zstd.is_none() {
             self.zstd = DCtx::try_create();
         }
@@ -80,7 +79,7 @@ impl Reader {
 }
 
 /// The header of a plain archive.
-fn plain(file: &File) -> Option<Vec<u8>> {
+fn plain(file: &impl FileExt) -> Option<Vec<u8>> {
     let mut head = vec![0; HEAD];
     file.read_exact_at(&mut head, 0).ok()?;
     head.resize(whole(&head)?, 0);
@@ -116,6 +115,7 @@ fn find(head: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::io::{Seek, Write};
 
     /// A header as vma-writer.c makes it.

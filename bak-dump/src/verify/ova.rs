@@ -8,7 +8,6 @@ use bak_common::units::show_size;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::format::Found;
@@ -19,7 +18,7 @@ const MANIFEST_MAX: u64 = 1 << 20;
 /// A file's checksums by the names of their algorithms.
 type Sums = BTreeMap<&'static str, String>;
 
-pub fn check(file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+pub fn check(file: impl Read, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
     let (mut manifest, mut too_long) = (None::<String>, None);
     let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 20, file));

@@ -74,7 +74,7 @@ fn by_interface(node: &str) -> Result<Rows> {
     parse_resources(&out, node)
 }
 
-fn parse_resources(text: &[u8], node: &str) -> Result<Rows> {
+pub fn parse_resources(text: &[u8], node: &str) -> Result<Rows> {
     let all: Vec<Value> = serde_json::from_slice(text).context("cannot read what pvesh prints")?;
     // One that doesn't say where it is might be ours.
     let ours = all.into_iter().filter(|guest| guest.get("node").and_then(Value::as_str).is_none_or(|at| at == node));
@@ -143,7 +143,7 @@ fn by_tools() -> Result<Rows> {
 
 /// The lines of `qm list` and `pct list`. Their columns are aligned, not separated: a name may hold a space or be longer than
 /// its column, and a container's lock is mostly blank. So only what stands at an end that can't shift is read.
-fn parse_columns(text: &str, kind: Kind) -> Result<Vec<Row>> {
+pub fn parse_columns(text: &str, kind: Kind) -> Result<Vec<Row>> {
     let lines = text.lines().filter(|line| !line.trim().is_empty() && line.split_whitespace().next() != Some("VMID"));
     let row = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
