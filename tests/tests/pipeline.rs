@@ -3,7 +3,6 @@
 use bak_tests::sshd::Sshd;
 use bak_tests::{Kit, check_store, noise};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 /// Three guests, a configuration with a database and an ssh destination that was initialised.
 fn scene() -> (Kit, Sshd) {
@@ -130,27 +129,4 @@ fn shipping_needs_no_more_than_its_unit_allows() {
     let bounded = format!("setpriv --no-new-privs --bounding-set=-all{allowed}");
     kit.sh(&format!("BAK_EXPIRE=box {bounded} {scripts}/bak-cron-ship {common}")).clean();
     assert_eq!(check_store(&kit.path("far")).whole.len(), 3);
-}
-
-#[test]
-fn nothing_that_was_written_can_be_read_by_others() {
-    let (kit, _sshd) = scene();
-    kit.sh(&format!("umask 0; {}", line("2026-11-19T01:00:00Z", " | "))).clean();
-    let mut looked = 0;
-    let mut look = vec![
-        kit.path("store/web"),
-        kit.path("store/.bak"),
-        kit.path("store/.outbox-box"),
-        kit.path("state"),
-        kit.path("far/web"),
-    ];
-    while let Some(path) = look.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        assert_eq!(meta.permissions().mode() & 0o077, 0, "{} can be read by others", path.display());
-        looked += 1;
-        if meta.is_dir() {
-            look.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-    }
-    assert!(looked > 20);
 }
