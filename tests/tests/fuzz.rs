@@ -10,7 +10,7 @@ use std::path::Path;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
 /// Of each target.
-const MUTATIONS: usize = 1000;
+const MUTATIONS: usize = 500;
 const LENGTH_MAX: usize = 64 << 10;
 
 /// What parsers trip over.
