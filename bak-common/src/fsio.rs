@@ -174,6 +174,22 @@ pub fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
     Ok(Some((file, stat)))
 }
 
+/// Opens the regular file `name`, made if it was not there, so that what is written follows what it holds.
+pub fn open_append(dir: BorrowedFd, name: &str) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match open_at(dir, name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::LOOP) => bail!("{} is a symbolic link", printable(name)),
+        // A FIFO that nobody reads.
+        Err(Errno::NXIO) => bail!("{} is not a regular file", printable(name)),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", printable(name))),
+    };
+    match distrust(&rustix::fs::fstat(&file).context("cannot look at an open file")?) {
+        Some(why) => bail!("{} {why}", printable(name)),
+        None => Ok(file),
+    }
+}
+
 /// The content of a regular file of at most `max` bytes; `None` if it is not there.
 pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
     let Some((mut file, stat)) = open_stat(dir, name)? else { return Ok(None) };

@@ -18,7 +18,7 @@ pub const VERSION: u32 = 1;
 
 mod notes;
 
-pub use notes::{Failed, FileEntry, LinkNote, PruneNote, SentNote, Skipped, Verify};
+pub use notes::{ALLOCATED, Failed, FileEntry, LinkNote, PruneNote, SentNote, Skipped, Verify};
 
 type Extra = Map<String, Value>;
 

@@ -175,6 +175,10 @@ impl Driver for Exec {
         dump::dump(self, job)
     }
 
+    fn cannot_drill(&self) -> Option<String> {
+        Some(format!("{} has no command to bring one back on trial", self.program))
+    }
+
     fn verify(&self, dump: &Dump, dir: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Option<Verdict>> {
         let vm = Self::own_name(&dump.vm, &dump.extra).to_owned();
         let program = self.program("verify", Env { vm, base: base(dir, &dump.stem), ..Env::default() })?;

@@ -190,6 +190,10 @@ impl Driver for Vbox {
         export::dump(self, job)
     }
 
+    fn cannot_drill(&self) -> Option<String> {
+        Some("not yet".into())
+    }
+
     fn restore(&self, order: &Order) -> Result<Vec<String>> {
         import::restore(self, order)
     }

@@ -11,7 +11,6 @@ use std::path::Path;
 
 use super::Cli;
 use crate::drill::{self, Request};
-use crate::fetch::Budget;
 use crate::origin::{self, Origin};
 use crate::place::Place;
 
@@ -49,7 +48,7 @@ pub fn drill_some(cli: &Cli, session: &Session) -> Result<u8> {
         cli.drill.limits.apply(std::slice::from_mut(&mut place.dest))?;
     }
     stop::heed()?;
-    let mut place = Place::open(session, origin, &cli.fetch, Budget::Within)?;
+    let Some(mut place) = Place::open_within(session, origin, &cli.fetch)? else { return Ok(0) };
     let listing = place.take_listing();
     listing.report_at(Path::new(&place.shown()), &session.report);
     let selector = Selector::new(&cli.dumps, Filter::default(), cli.dumps.is_empty())?;
