@@ -220,6 +220,16 @@ impl<'a> Notes<'a> {
             .context("cannot read what a killed drill has noted")?
             .unwrap_or_default();
         let note: Value = serde_json::from_slice(&text).context("cannot read what a killed drill has noted")?;
+        // First what a hypervisor knows of, which it may want its files for.
+        if let (Some(name), Some(made)) = (note["driver"].as_str(), note["made"].as_object()) {
+            match driver::find(name, &self.session.config)?.clear(token, made)? {
+                Cleared::Gone => {}
+                Cleared::Unsure(what) => {
+                    let how = format!("{what}; then remove {}", path.display());
+                    return Err(Kind::Refused.says(how));
+                }
+            }
+        }
         if let Some(dir) = note["dir"].as_str().map(Path::new) {
             // Only ever what is called by the token, which is random: nobody else has made that.
             if dir.file_name().is_some_and(|name| name == token) {
@@ -228,15 +238,6 @@ impl<'a> Notes<'a> {
                         return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
                     }
                     _ => {}
-                }
-            }
-        }
-        if let (Some(name), Some(made)) = (note["driver"].as_str(), note["made"].as_object()) {
-            match driver::find(name, &self.session.config)?.clear(token, made)? {
-                Cleared::Gone => {}
-                Cleared::Unsure(what) => {
-                    let how = format!("{what}; then remove {}", path.display());
-                    return Err(Kind::Refused.says(how));
                 }
             }
         }
