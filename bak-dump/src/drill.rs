@@ -25,6 +25,8 @@ use bak_common::store::{BAK, Entry, Store};
 use bak_common::table::table;
 use bak_common::units::{show_duration, show_size};
 use serde_json::{Map, Value, json};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -71,7 +73,12 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
     let history = drills::read(&dir).with_context(|| dir.display().to_string())?;
     let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
     let chosen = {
-        let able = |dump: &Dump| able(session, dump);
+        let known: RefCell<HashMap<String, Result<(), String>>> = RefCell::default();
+        let ask = |dump: &Dump| able(session, dump);
+        let able = |dump: &Dump| {
+            let mut known = known.borrow_mut();
+            known.entry(dump.driver.clone()).or_insert_with(|| ask(dump)).clone()
+        };
         let begun = |entry: &Entry| matches!(&*place, Place::There(source) if source.has_begun(entry));
         plan::choose(&dumps, &history, &plan::World { able: &able, begun: &begun }, request, seed)
     };

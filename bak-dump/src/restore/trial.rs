@@ -18,7 +18,7 @@ use crate::place::Place;
 #[command(next_help_heading = "Drill")]
 pub struct DrillArgs {
     /// Bring a sample of the newest good dumps back on trial, check and remove them: images in a directory of ours, guests of Proxmox
-    /// under a free number with their network down, never started. Names, patterns and ids say of which guests [default: all]; without
+    /// and VirtualBox under a number or name of the drill's without network, never started. Names, patterns and ids say of which guests [default: all]; without
     /// --from from the store
     #[arg(long, conflicts_with_all = ["new_name", "format", "force"])]
     pub drill: bool,
