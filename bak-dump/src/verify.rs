@@ -143,7 +143,7 @@ pub fn main() -> Result<u8> {
 /// Opens the place that is meant; nothing if the limits have no room for a look.
 fn open<'a>(cli: &Cli, session: &'a Session) -> Result<Option<Place<'a>>> {
     let mut origin = match &cli.from {
-        Some(from) => origin::origin(from, &cli.places, session)?,
+        Some(from) => origin::from(from, &cli.places, session)?,
         None => Origin::Dir(cli.places.store(&session.config)?),
     };
     if let Origin::Far(place) = &mut origin {

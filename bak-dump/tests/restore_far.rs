@@ -341,6 +341,23 @@ fn holes_stay_holes() {
     assert!(bytes(&far.fetches("web")[0]) < 2 << 20);
 }
 
+#[test]
+fn a_destination_that_is_none() {
+    let far = Far::new(Way::Daemon);
+    let args = ["web", "--to", "x.raw", "--from", "bx"];
+    let file = "there is no store at bx, nor a destination bx: bak.toml has these: box";
+    far.restore(&args).expect(2).says(file);
+    far.run("bak-verify", &["--all", "--from", "bx"]).expect(2).says(file);
+    if !Path::new("/etc/bak/bak.toml").exists() {
+        let ran = far.kit.run("bak-restore", args).expect(2);
+        assert!(
+            ran.err.contains("nor a destination bx: no configuration was found at /etc/bak/bak.toml"),
+            "{}",
+            ran.err
+        );
+    }
+}
+
 /// What cannot be helped by trying again is not said to be.
 #[test]
 fn what_is_hopeless_is_not_kept() {

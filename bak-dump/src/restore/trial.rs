@@ -41,7 +41,7 @@ pub fn drill_some(cli: &Cli, session: &Session) -> Result<u8> {
         return Err(Kind::Usage.says("--drill does not read standard input: name guests, or none"));
     }
     let mut origin = match &cli.from {
-        Some(from) => origin::origin(from, &cli.places, session)?,
+        Some(from) => origin::from(from, &cli.places, session)?,
         None => Origin::Dir(cli.places.store(&session.config)?),
     };
     if let Origin::Far(place) = &mut origin {
