@@ -169,11 +169,11 @@ pub fn run(
             there: &there,
             node: &node,
         });
+        let noun = if there.good().count() == 1 { "dump" } else { "dumps" };
+        let found = format!("{}: {} {noun} over there", dest.name, there.good().count());
         let line = match findings.len() {
-            0 => format!("{}: {} dumps over there, as the history says", dest.name, there.good().count()),
-            count => {
-                format!("{}: {} dumps over there; {count} that the history had not so", dest.name, there.good().count())
-            }
+            0 => format!("{found}, as the history says"),
+            count => format!("{found}; {count} that the history had not so"),
         };
         findings.into_iter().try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
         // What bak-prune --only-sent relies on: all that counts as sent now was there when the listing began.
