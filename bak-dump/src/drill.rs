@@ -69,6 +69,9 @@ struct Notes<'a> {
 
 /// Drills a sample of `dumps`, which lie in `place`.
 pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<Entry>) -> Result<()> {
+    if let Some(work) = request.work {
+        home::look(work).context("--work")?;
+    }
     let dir = notes_dir(request.store)?;
     let history = drills::read(&dir).with_context(|| dir.display().to_string())?;
     let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);

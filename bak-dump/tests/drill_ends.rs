@@ -160,8 +160,7 @@ fn a_place_for_work_that_is_somebody_elses() {
     web(&kit);
     fs::create_dir(kit.path("real")).unwrap();
     symlink("real", kit.path("link")).unwrap();
-    drill(&kit, &["--work", "link"]).expect(1).says("link is a symbolic link: name the directory itself");
-    assert_eq!(last(&kit.store()).0, "failed");
+    drill(&kit, &["--work", "link"]).expect(4).says("--work: link is a symbolic link: name the directory itself");
     assert_eq!(names(kit.path("real")), [""; 0]);
     let far = Far::ready(Way::Daemon);
     far.dump("web");

@@ -222,18 +222,16 @@ fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, checker: 
         Holds::Tar => tar(out.into(), &what, checker),
         _ => vma(out.into(), checker).map(|found| found.unwrap_or(Found::Plausible(String::new()))),
     };
-    let inner = inner.and_then(|found| drain(&mut rest, name, checker).map(|()| found));
-    let status = inner.is_ok().then(|| ended(&mut child, name, checker));
-    if !matches!(status, Some(Ok(_))) {
-        bak_common::command::stop(&mut child);
-    }
+    let both = inner.and_then(|found| {
+        drain(&mut rest, name, checker)?;
+        Ok((found, ended(&mut child, name, checker)?))
+    });
+    let (inner, status) = both.inspect_err(|_| bak_common::command::stop(&mut child))?;
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
         // What it says last is enough, and it says little.
         let _ = stderr.take(8 << 10).read_to_string(&mut said);
     }
-    let inner = inner?;
-    let status = status.context("it was stopped")??;
     let unpacking = Finished { name: name.into(), status, stdout: Vec::new(), stderr: said };
     // What broke the stream is the reason; that the inner program then found its end missing follows from it.
     Ok(match inner {
