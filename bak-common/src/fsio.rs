@@ -335,13 +335,16 @@ pub fn remove_empty_dir(dir: BorrowedFd, name: &str) -> bool {
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_ok()
 }
 
+/// Names, and what their directory says they are.
+pub type Names = Vec<(String, FileType)>;
+
 /// The names in a directory with what the directory says they are; those that are no UTF-8 are left out.
-pub fn names(dir: BorrowedFd) -> rustix::io::Result<Vec<(String, FileType)>> {
+pub fn names(dir: BorrowedFd) -> rustix::io::Result<Names> {
     names_and_odd(dir).map(|(names, _)| names)
 }
 
 /// The same; and apart those that are no UTF-8, escaped.
-pub fn names_and_odd(dir: BorrowedFd) -> rustix::io::Result<(Vec<(String, FileType)>, Vec<String>)> {
+pub fn names_and_odd(dir: BorrowedFd) -> rustix::io::Result<(Names, Vec<String>)> {
     let (mut found, mut odd) = (Vec::new(), Vec::new());
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;

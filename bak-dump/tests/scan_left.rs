@@ -108,9 +108,9 @@ fn only_what_was_asked_for() {
     };
     assert_eq!(files(&[], 0).len(), 3);
     // (What is left alone is not found: 1.)
-    assert_eq!(files(&["100"], 1), [web.clone()]);
+    assert_eq!(files(&["100"], 1), [web.as_str()]);
     assert_eq!(files(&["web"], 1), [web]);
-    assert_eq!(files(&["101@20261120T020002Z"], 1), [ct.clone()]);
+    assert_eq!(files(&["101@20261120T020002Z"], 1), [ct.as_str()]);
     assert!(files(&["101@20261120T020003Z"], 1).is_empty());
     assert_eq!(files(&["--kind", "lxc"], 0), [ct]);
 }
