@@ -83,6 +83,19 @@ impl std::fmt::Display for NotExecutable {
 
 impl std::error::Error for NotExecutable {}
 
+/// There is no such program, or it was given up as it took too long: what is wrong is here, and says nothing of what it was to
+/// work on.
+#[derive(Debug)]
+pub struct NotRun(String);
+
+impl std::fmt::Display for NotRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotRun {}
+
 /// How it ended and what it said.
 #[derive(Debug)]
 pub struct Finished {
@@ -123,11 +136,12 @@ impl Program {
         let name = name.as_ref();
         let shown = name.to_string_lossy();
         let path = find(name).with_context(|| format!("cannot run {shown}"))?;
-        let path = path.with_context(|| match PACKAGES.iter().find(|(program, _)| *program == shown) {
+        let missing = || match PACKAGES.iter().find(|(program, _)| *program == shown) {
             Some((_, package)) => format!("cannot find {shown}: install the package {package}"),
             None if shown.contains('/') => format!("cannot find {shown}"),
             None => format!("cannot find {shown} on PATH"),
-        })?;
+        };
+        let path = path.ok_or_else(|| NotRun(missing()))?;
         let name = Path::new(name).file_name().unwrap_or(name).to_string_lossy().into_owned();
         Ok(Self {
             path,
@@ -397,11 +411,8 @@ impl Program {
                 break Err(error);
             }
             if self.timeout.is_some_and(|limit| begun.elapsed() > limit) {
-                break Err(anyhow!(
-                    "{} took longer than {} s and was stopped",
-                    self.name,
-                    self.timeout.unwrap_or_default().as_secs()
-                ));
+                let limit = self.timeout.unwrap_or_default().as_secs();
+                break Err(NotRun(format!("{} took longer than {limit} s and was stopped", self.name)).into());
             }
         };
         match outcome {

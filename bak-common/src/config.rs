@@ -51,6 +51,9 @@ pub struct Config {
     /// What flags say of it: beats the rules, too.
     #[serde(skip)]
     pub vzdump_flags: Vzdump,
+    /// The file that was read, if there was one.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     pub dest: Vec<Dest>,
     pub guest: Vec<Rule>,
 }
@@ -245,7 +248,9 @@ impl Config {
                 return Err(Kind::Usage.says(format!("cannot read the configuration {}: {error}", path.display())));
             }
         };
-        Self::parse(&text).map_err(|error| Kind::Usage.says(format!("{}:{error:#}", path.display())))
+        let config = Self::parse(&text);
+        let config = config.map_err(|error| Kind::Usage.says(format!("{}:{error:#}", path.display())))?;
+        Ok(Self { file: Some(path.to_owned()), ..config })
     }
 
     /// Reads the text of a configuration; an error begins with line and column.

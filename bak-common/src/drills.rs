@@ -7,14 +7,18 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::calendar::Time;
+use crate::far::home;
 use crate::fsio;
 use crate::name::{DumpId, GuestName};
 use crate::record::{Dump, GuestKey};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The directory in a store's `.bak`.
 pub const DIR: &str = "drill";
 const HISTORY: &str = "history";
+
+/// The decision on one that a limit ended.
+pub const SKIPPED: &str = "skipped";
 
 /// The longest history that is read, in bytes.
 const MAX: u64 = 64 << 20;
@@ -36,7 +40,8 @@ pub struct Drill {
     pub bytes: u64,
     /// Where the dump lay, as users write it.
     pub from: String,
-    /// `good`, or `bad`: it could not be brought back, or is not what was dumped.
+    /// `good`; `bad`: it could not be brought back, or is not what was dumped; `unknown`: it came back, and nothing shows what it
+    /// should hold; `failed`: something was wrong here, which says nothing of the dump; `skipped`: a limit ended it.
     pub decision: String,
     pub why: String,
 }
@@ -59,6 +64,11 @@ impl Drill {
         }
     }
 
+    /// Whether the dump was not tried to its end, by a limit that it is to go on behind.
+    pub fn is_skipped(&self) -> bool {
+        self.decision == SKIPPED
+    }
+
     pub fn key(&self) -> GuestKey {
         GuestKey { vm: self.vm.clone(), kind: self.kind.clone(), uid: self.uid.clone() }
     }
@@ -67,26 +77,21 @@ impl Drill {
 /// All drills that are noted in `dir`, oldest first; none where it is not there. Lines that cannot be read are left out: what they
 /// told will be drilled again.
 pub fn read(dir: &Path) -> Result<Vec<Drill>> {
-    let top = match std::fs::File::open(dir) {
-        Ok(top) => top,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot open {}", dir.display())),
-    };
-    let text = fsio::read_file(top.as_fd(), HISTORY, MAX)?.unwrap_or_default();
+    let Some(top) = home::look(dir)? else { return Ok(Vec::new()) };
+    let text =
+        fsio::read_file(top.as_fd(), HISTORY, MAX).context("cannot read the history of drills")?.unwrap_or_default();
     let mut drills: Vec<Drill> =
         text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     drills.sort_by_key(|drill| drill.at);
     Ok(drills)
 }
 
-/// Notes a drill in `dir`, which is there. Only for who holds its lock.
-pub fn append(dir: &Path, drill: &Drill) -> Result<()> {
-    let path = dir.join(HISTORY);
-    let failed = || format!("cannot write {}", path.display());
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).with_context(failed)?;
+/// Notes a drill in `dir`, which is open. Only for who holds its lock.
+pub fn append(dir: BorrowedFd, drill: &Drill) -> Result<()> {
     // A line that a crash cut off must not swallow this one; empty lines are none.
     let line = format!("\n{}\n", serde_json::to_string(drill).context("cannot describe a drill")?);
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)
+    let mut file = fsio::open_append(dir, HISTORY).context("cannot write the history of drills")?;
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).context("cannot write the history of drills")
 }
 
 #[cfg(test)]
@@ -103,11 +108,12 @@ mod tests {
         let time: Time = "2026-11-20T01:00:00Z".parse().unwrap();
         let dump = Dump::of(&guest, time, Stem::of(&guest.vm, time));
         let drill = Drill { decision: "good".into(), ..Drill::of(&dump, "box", time) };
-        append(dir.path(), &drill).unwrap();
+        let top = std::fs::File::open(dir.path()).unwrap();
+        append(top.as_fd(), &drill).unwrap();
         let path = dir.path().join(HISTORY);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.clone() + &text[..text.len() / 2]).unwrap();
-        append(dir.path(), &drill).unwrap();
+        append(top.as_fd(), &drill).unwrap();
         assert_eq!(read(dir.path()).unwrap(), [drill.clone(), drill]);
     }
 }

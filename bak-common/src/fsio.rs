@@ -174,6 +174,22 @@ pub fn open_stat(dir: BorrowedFd, name: &str) -> Result<Option<(File, Stat)>> {
     Ok(Some((file, stat)))
 }
 
+/// Opens the regular file `name`, made if it was not there, so that what is written follows what it holds.
+pub fn open_append(dir: BorrowedFd, name: &str) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match open_at(dir, name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::LOOP) => bail!("{} is a symbolic link", printable(name)),
+        // A FIFO that nobody reads.
+        Err(Errno::NXIO) => bail!("{} is not a regular file", printable(name)),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", printable(name))),
+    };
+    match distrust(&rustix::fs::fstat(&file).context("cannot look at an open file")?) {
+        Some(why) => bail!("{} {why}", printable(name)),
+        None => Ok(file),
+    }
+}
+
 /// The content of a regular file of at most `max` bytes; `None` if it is not there.
 pub fn read_file(dir: BorrowedFd, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
     let Some((mut file, stat)) = open_stat(dir, name)? else { return Ok(None) };
@@ -243,6 +259,15 @@ fn create(dir: BorrowedFd, name: &str, how: OFlags) -> Result<File> {
 fn write(mut file: File, name: &str, pieces: &[&[u8]]) -> Result<()> {
     let written = pieces.iter().try_for_each(|bytes| file.write_all(bytes)).and_then(|()| file.sync_all());
     written.with_context(|| format!("cannot write {}", printable(name)))
+}
+
+/// Whether an error says that no more can be written: the disk is full, or what we may use of it.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
+    error.chain().any(|cause| {
+        let errno = cause.downcast_ref::<Errno>().copied();
+        errno.or_else(|| cause.downcast_ref().and_then(Errno::from_io_error)).is_some_and(|errno| FULL.contains(&errno))
+    })
 }
 
 /// Flushes a directory or a file. Never tried again: after a failed flush the pages are marked clean.
@@ -326,19 +351,26 @@ pub fn remove_empty_dir(dir: BorrowedFd, name: &str) -> bool {
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_ok()
 }
 
+/// Names, and what their directory says they are.
+pub type Names = Vec<(String, FileType)>;
+
 /// The names in a directory with what the directory says they are; those that are no UTF-8 are left out.
-pub fn names(dir: BorrowedFd) -> rustix::io::Result<Vec<(String, FileType)>> {
-    let mut found = Vec::new();
+pub fn names(dir: BorrowedFd) -> rustix::io::Result<Names> {
+    names_and_odd(dir).map(|(names, _)| names)
+}
+
+/// The same; and apart those that are no UTF-8, escaped.
+pub fn names_and_odd(dir: BorrowedFd) -> rustix::io::Result<(Names, Vec<String>)> {
+    let (mut found, mut odd) = (Vec::new(), Vec::new());
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;
-        if let Ok(name) = entry.file_name().to_str()
-            && name != "."
-            && name != ".."
-        {
-            found.push((name.to_owned(), entry.file_type()));
+        match entry.file_name().to_str() {
+            Ok("." | "..") => {}
+            Ok(name) => found.push((name.to_owned(), entry.file_type())),
+            Err(_) => odd.push(entry.file_name().to_bytes().escape_ascii().to_string()),
         }
     }
-    Ok(found)
+    Ok((found, odd))
 }
 
 #[cfg(test)]

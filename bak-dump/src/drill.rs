@@ -10,20 +10,23 @@
 
 mod plan;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bak_common::args::Session;
+use bak_common::command::{NotExecutable, NotRun};
 use bak_common::drills::{self, Drill};
 use bak_common::far::{LimitReached, home};
 use bak_common::fsio;
 use bak_common::jsonl::Writer;
 use bak_common::lock::{Hold, Holder, Lock};
 use bak_common::record::{Dump, Record, Skipped, to_line};
-use bak_common::report::Kind;
+use bak_common::report::{Kind, status};
 use bak_common::stop::{self, Stopped};
 use bak_common::store::{BAK, Entry, Store};
 use bak_common::table::table;
 use bak_common::units::{show_duration, show_size};
 use serde_json::{Map, Value, json};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,13 +34,17 @@ use std::time::Instant;
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
-use crate::driver::{self, Cleared, Trial, image, vzdump};
+use crate::driver::{self, Cleared, Decision, Here, Trial};
 use crate::place::Place;
+use crate::proof::prove;
 use plan::Choice;
 
 const LOCK: &str = ".lock";
 /// The directory of ours in one that the user names.
 const OURS: &str = ".bak-drill";
+
+/// The longest note that is read, in bytes.
+const NOTE_MAX: u64 = 1 << 20;
 
 /// What is to be drilled.
 pub struct Request<'a> {
@@ -56,16 +63,28 @@ pub struct Request<'a> {
 struct Notes<'a> {
     session: &'a Session,
     dir: PathBuf,
+    top: fs::File,
     lock: Lock,
 }
 
 /// Drills a sample of `dumps`, which lie in `place`.
 pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<Entry>) -> Result<()> {
+    if let Some(work) = request.work {
+        home::look(work).context("--work")?;
+    }
     let dir = notes_dir(request.store)?;
-    let history = drills::read(&dir)?;
+    let history = drills::read(&dir).with_context(|| dir.display().to_string())?;
     let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
-    let able = |dump: &Dump| [image::NAME, vzdump::NAME].contains(&dump.driver.as_str());
-    let chosen = plan::choose(&dumps, &history, &able, request, seed);
+    let chosen = {
+        let known: RefCell<HashMap<String, Result<(), String>>> = RefCell::default();
+        let ask = |dump: &Dump| able(session, dump);
+        let able = |dump: &Dump| {
+            let mut known = known.borrow_mut();
+            known.entry(dump.driver.clone()).or_insert_with(|| ask(dump)).clone()
+        };
+        let begun = |entry: &Entry| matches!(&*place, Place::There(source) if source.has_begun(entry));
+        plan::choose(&dumps, &history, &plan::World { able: &able, begun: &begun }, request, seed)
+    };
     let (mut told, mut drilled) = (Told::default(), 0);
     let notes = if session.dry_run { None } else { Some(Notes::open(session, dir)?) };
     if let Some(notes) = &notes {
@@ -88,14 +107,40 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
         told.tell(session, dump)?;
     }
     if drilled == 0 && !session.dry_run && stop::caught().is_none() {
-        let why = chosen.iter().find_map(|choice| choice.decision.as_ref().err());
-        let why = why.map_or_else(
-            || "there is no good dump to be drilled".to_owned(),
-            |why| format!("no dump could be drilled: {why}"),
-        );
-        session.report.fail("drill", &anyhow!(why));
+        session.report.fail("drill", &anyhow!(nothing(&chosen)));
     }
     told.end(session)
+}
+
+/// Why a dump cannot be drilled, if that is so.
+fn able(session: &Session, dump: &Dump) -> Result<(), String> {
+    match driver::find(&dump.driver, &session.config) {
+        Ok(driver) => driver.cannot_drill().map_or(Ok(()), Err),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+/// Why none was drilled.
+fn nothing(chosen: &[Choice]) -> String {
+    let mut whys = chosen.iter().filter_map(|choice| Some((&choice.entry.dump.id, choice.decision.as_ref().err()?)));
+    let Some((id, why)) = whys.next() else { return "there is no good dump to be drilled".to_owned() };
+    let more = match whys.count() {
+        0 => String::new(),
+        count => format!("; nor could {count} more (--explain says why)"),
+    };
+    format!("no dump could be drilled: {id}: {why}{more}")
+}
+
+/// Whether an error says nothing of the dump that was drilled: something is full, missing, locked or refused here.
+fn is_ours(error: &anyhow::Error) -> bool {
+    const FULL: [&str; 4] =
+        ["no space left on device", "disk quota exceeded", "verr_disk_full", "insufficient free space"];
+    let text = format!("{error:#}").to_lowercase();
+    error.is::<Here>()
+        || error.is::<NotRun>()
+        || error.is::<NotExecutable>()
+        || status(error) != 1
+        || FULL.iter().any(|words| text.contains(words))
 }
 
 /// Puts the note of a drill into a record.
@@ -150,19 +195,26 @@ fn notes_dir(store: Option<&Path>) -> Result<PathBuf> {
 
 impl<'a> Notes<'a> {
     fn open(session: &'a Session, dir: PathBuf) -> Result<Self> {
+        if let Some(above) = dir.parent() {
+            home::make(above)?;
+        }
         let top = home::make(&dir)?;
         let lock = Lock::take(top.as_fd(), LOCK, Hold::Exclusive, session.wait, "the drill")?;
         lock.sign(&Holder::me())?;
-        Ok(Self { session, dir, lock })
+        Ok(Self { session, dir, top, lock })
     }
 
     /// Removes what killed drills have left, as far as that is surely theirs. The rest is told of, each time.
     fn clear_all(&self) {
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(token) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
-            if let Err(error) = self.clear(token) {
-                self.session.report.fail(&entry.path().display().to_string(), &error);
+        for (name, _) in fsio::names(self.top.as_fd()).unwrap_or_default() {
+            let cleared = match (name.strip_suffix(".json"), name.starts_with('.') && name.ends_with(".new")) {
+                (Some(token), _) => self.clear(token),
+                // A note that was being written: what it tells was not begun.
+                (None, true) => fsio::unlink(self.top.as_fd(), &name),
+                _ => Ok(()),
+            };
+            if let Err(error) = cleared {
+                self.session.report.fail(&self.dir.join(&name).display().to_string(), &error);
             }
         }
     }
@@ -174,8 +226,20 @@ impl<'a> Notes<'a> {
     /// Removes what the trial with this token has left, then its note.
     fn clear(&self, token: &str) -> Result<()> {
         let path = self.note_path(token);
-        let text = fs::read(&path).context("cannot read what a killed drill has noted")?;
+        let text = fsio::read_file(self.top.as_fd(), &format!("{token}.json"), NOTE_MAX)
+            .context("cannot read what a killed drill has noted")?
+            .unwrap_or_default();
         let note: Value = serde_json::from_slice(&text).context("cannot read what a killed drill has noted")?;
+        // First what a hypervisor knows of, which it may want its files for.
+        if let (Some(name), Some(made)) = (note["driver"].as_str(), note["made"].as_object()) {
+            match driver::find(name, &self.session.config)?.clear(token, made)? {
+                Cleared::Gone => {}
+                Cleared::Unsure(what) => {
+                    let how = format!("{what}; then remove {}", path.display());
+                    return Err(Kind::Refused.says(how));
+                }
+            }
+        }
         if let Some(dir) = note["dir"].as_str().map(Path::new) {
             // Only ever what is called by the token, which is random: nobody else has made that.
             if dir.file_name().is_some_and(|name| name == token) {
@@ -187,15 +251,6 @@ impl<'a> Notes<'a> {
                 }
             }
         }
-        if let (Some(name), Some(made)) = (note["driver"].as_str(), note["made"].as_object()) {
-            match driver::find(name, &self.session.config)?.clear(token, made)? {
-                Cleared::Gone => {}
-                Cleared::Unsure(what) => {
-                    let how = format!("{what}; then remove {}", path.display());
-                    return Err(Kind::Refused.says(how));
-                }
-            }
-        }
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
 
@@ -204,15 +259,15 @@ impl<'a> Notes<'a> {
         let (begun, from, id) = (Instant::now(), place.shown(), entry.dump.id.as_str());
         let tried = self.drill(request, place, entry);
         let (decision, why) = match tried {
-            Ok(why) => ("good", why),
+            Ok((decision, why)) => (decision.as_str(), why),
             Err(error) if error.is::<Stopped>() => {
                 self.session.report.warn(id, &format!("the drill ended: {error:#}"));
                 return Ok(false);
             }
-            Err(error) if error.is::<LimitReached>() => {
-                let why = "the limit is reached: what has come is kept, and the next drill may go on".to_owned();
-                dump.skipped = Some(Skipped { why });
-                return Ok(true);
+            Err(error) if error.is::<LimitReached>() => (drills::SKIPPED, cut(place, entry)),
+            Err(error) if is_ours(&error) => {
+                self.session.report.fail(id, &anyhow!("the drill failed, which says nothing of the dump: {error:#}"));
+                ("failed", format!("{error:#}"))
             }
             Err(error) => {
                 self.session.report.fail(id, &anyhow!("the drill failed: {error:#}"));
@@ -225,7 +280,11 @@ impl<'a> Notes<'a> {
             why,
             ..Drill::of(dump, &from, self.session.clock())
         };
-        drills::append(&self.dir, &drill)?;
+        drills::append(self.top.as_fd(), &drill).with_context(|| self.dir.display().to_string())?;
+        if drill.is_skipped() {
+            dump.skipped = Some(Skipped { why: drill.why });
+            return Ok(true);
+        }
         let more = [
             ("at", json!(drill.at)),
             ("seconds", json!(drill.seconds)),
@@ -237,19 +296,19 @@ impl<'a> Notes<'a> {
     }
 
     /// Brings one dump back on trial; what was found.
-    fn drill(&self, request: &Request, place: &mut Place, entry: &Entry) -> Result<String> {
+    fn drill(&self, request: &Request, place: &mut Place, entry: &Entry) -> Result<(Decision, String)> {
         let bar = bar(self.session, &entry.dump);
         match place {
             Place::Here { store, .. } => {
-                let compared = compare(store, entry, true, &step(&bar, "checking"))?;
-                self.judged(request, store, entry, compared, &bar)
+                let compared = compare(store, entry, true, &step(&bar, "checking")).map_err(Here::of)?;
+                self.judged(request, store, entry, &compared, &bar)
             }
             Place::There(source) => {
                 if source.is_spent() {
                     return Err(LimitReached.into());
                 }
-                let copy = source.fetch(entry, &step(&bar, "fetching"))?;
-                let tried = self.judged(request, &copy.store, &copy.entry, copy.compared.clone(), &bar);
+                let copy = source.fetch(entry, &step(&bar, "fetching")).map_err(Here::of)?;
+                let tried = self.judged(request, &copy.store, &copy.entry, &copy.compared, &bar);
                 copy.remove();
                 tried
             }
@@ -261,17 +320,15 @@ impl<'a> Notes<'a> {
         request: &Request,
         store: &Store,
         entry: &Entry,
-        compared: Compared,
+        compared: &Compared,
         bar: &indicatif::ProgressBar,
-    ) -> Result<String> {
-        let sums = match compared {
-            Compared::Differs(why) => return Err(anyhow!(why)),
-            Compared::Same { unhashed } if unhashed.is_empty() => "SHA-256 as recorded",
-            Compared::Same { .. } => "sizes as recorded",
-        };
+    ) -> Result<(Decision, String)> {
+        let proved = prove(&self.session.config, store, entry, compared, &step(bar, "checking"));
+        let (decision, why) = proved.map_err(Here::of)?;
+        ensure!(decision != Decision::Bad, "{why}");
         let tried = self.trial(request, store, entry, bar)?;
         bar.finish_and_clear();
-        Ok(format!("{sums}; {tried}"))
+        Ok((decision, format!("{why}; {tried}")))
     }
 
     fn trial(&self, request: &Request, store: &Store, entry: &Entry, bar: &indicatif::ProgressBar) -> Result<String> {
@@ -285,22 +342,22 @@ impl<'a> Notes<'a> {
         let written = |made: &Map<String, Value>| {
             let note = json!({"v": 1, "token": token, "id": entry.dump.id, "driver": entry.dump.driver, "dir": dir, "made": made,
                 "at": self.session.clock()});
-            let top = fs::File::open(&self.dir).context("cannot open the directory of drills")?;
             fsio::write_whole(
-                top.as_fd(),
+                self.top.as_fd(),
                 &format!(".{token}.new"),
                 &format!("{token}.json"),
                 note.to_string().as_bytes(),
             )
             .context("cannot note what the drill is about to make")
         };
-        written(&Map::new())?;
-        let made = home::make(&above)
-            .and_then(|_| fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display())));
+        written(&Map::new()).map_err(Here::of)?;
+        let made = request.work.map_or(Ok(()), |work| home::make(work).map(drop));
+        let made = made.and_then(|()| home::make(&above));
+        let made = made.and_then(|_| fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display())));
         let place = store.path().join(&entry.place);
         let files: Vec<PathBuf> = entry.dump.files.iter().map(|file| place.join(&file.name)).collect();
         let tick = step(bar, "drilling");
-        let tried = made.and_then(|()| {
+        let tried = made.map_err(Here::of).and_then(|()| {
             driver.drill(&Trial {
                 dump: &entry.dump,
                 files: &files,
@@ -313,9 +370,23 @@ impl<'a> Notes<'a> {
             })
         });
         match (tried, self.clear(&token)) {
-            (Ok(_), Err(error)) => Err(error),
+            (Ok(_), Err(error)) => Err(Here::of(error)),
             (Err(error), Err(other)) => Err(error.context(format!("{other:#}"))),
             (tried, Ok(())) => tried,
         }
+    }
+}
+
+/// What a limit has left to be done of a dump.
+fn cut(place: &Place, entry: &Entry) -> String {
+    let all = show_size(entry.dump.bytes);
+    match place {
+        Place::There(source) if source.has_begun(entry) => {
+            let lacks = show_size(source.lacks(entry));
+            format!(
+                "the limit is reached: {lacks} of {all} are still to come; what has come is kept, and the next drill goes on with it"
+            )
+        }
+        _ => format!("too little is left of the limits: none of its {all} has come"),
     }
 }

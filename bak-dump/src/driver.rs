@@ -3,13 +3,15 @@
 //! A driver knows its hypervisor and nothing of stores: it is given a work directory to make files in, and says what it
 //! made. The order of guests, locks, space, publishing and failures are bak-dump's.
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use bak_common::calendar::Time;
 use bak_common::config::Config;
+use bak_common::far::LimitReached;
 use bak_common::lock::Lock;
 use bak_common::name::{GuestName, Stem};
 use bak_common::record::{Dump, FileEntry, Guest};
 use bak_common::report::Kind;
+use bak_common::stop::Stopped;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,48 @@ impl fmt::Display for Running {
 }
 
 impl std::error::Error for Running {}
+
+/// What is wrong is here, and says nothing of the dump: no room, no number that is free, what could not be run or removed.
+#[derive(Debug)]
+pub struct Here(String);
+
+impl Here {
+    pub fn says(text: String) -> Error {
+        Error::new(Self(text))
+    }
+
+    /// `error` as such a one, but for what only ends a run.
+    pub fn of(error: Error) -> Error {
+        let ends = error.is::<Stopped>() || error.is::<LimitReached>();
+        if ends || error.is::<Self>() { error } else { Self::says(format!("{error:#}")) }
+    }
+}
+
+impl fmt::Display for Here {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Here {}
+
+/// This dump can never be brought back, wherever and whenever it is tried.
+#[derive(Debug)]
+pub struct Hopeless(String);
+
+impl Hopeless {
+    pub fn says(text: String) -> Error {
+        Error::new(Self(text))
+    }
+}
+
+impl fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hopeless {}
 
 /// One dump to be made.
 pub struct Job<'a> {
@@ -191,9 +235,14 @@ pub trait Driver: Sync {
     fn restore(&self, order: &Order) -> Result<Vec<String>>;
 
     /// Brings a dump back on trial, never starts it, checks it, and removes what it made, whatever happens. What was looked at; an
-    /// error says what is wrong with the dump, or why it could not be brought back.
+    /// error says what is wrong with the dump, or why it could not be brought back; a [`Here`], what was wrong but with the dump.
     fn drill(&self, _trial: &Trial) -> Result<String> {
-        bail!("dumps of the driver {} cannot be brought back on trial", self.name())
+        bail!("the driver {} cannot bring dumps back on trial", self.name())
+    }
+
+    /// Why its dumps cannot be brought back on trial, if that is so.
+    fn cannot_drill(&self) -> Option<String> {
+        None
     }
 
     /// Removes what a killed trial with this token has left, by its note, if it surely is that.
@@ -216,17 +265,27 @@ pub struct DriverArgs {
 }
 
 impl DriverArgs {
+    /// Whether any guests are asked for.
+    pub fn is_named(&self, config: &Config) -> bool {
+        let images = || !self.images.is_empty() || !config.image.images.is_empty() || !config.image.guest.is_empty();
+        self.name(config).is_some_and(|name| name != image::NAME || images())
+    }
+
+    fn name<'a>(&'a self, config: &'a Config) -> Option<&'a str> {
+        let images = !config.image.images.is_empty() || !config.image.guest.is_empty();
+        let by_images = |given: bool| given.then_some(image::NAME);
+        let name = self.driver.as_deref().or(by_images(!self.images.is_empty()));
+        name.or(config.driver.as_deref()).or(by_images(images))
+    }
+
     /// The driver that these and `config` ask for; what these say is laid over `config`.
     pub fn driver(&self, config: &mut Config) -> Result<Box<dyn Driver>> {
         if !self.images.is_empty() {
             config.image.images.clone_from(&self.images);
             config.image.guest.clear();
         }
-        let images = !config.image.images.is_empty() || !config.image.guest.is_empty();
-        let by_images = |given: bool| given.then_some(image::NAME);
-        let name = self.driver.as_deref().or(by_images(!self.images.is_empty()));
-        match name.or(config.driver.as_deref()).or(by_images(images)) {
-            Some(name) => find(name, config),
+        match self.name(config).map(str::to_owned) {
+            Some(name) => find(&name, config),
             None => Err(Kind::Usage
                 .says("no guests are configured: name disk images by --images DIR, or a driver (see --help)")),
         }

@@ -10,7 +10,7 @@
 //! Every byte is counted and noted in the ledger, where there is one. Whether the limits hold is the caller's to say:
 //! what is needed to bring a machine back is never refused.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use bak_common::args::{Destination, Reach, Session};
 use bak_common::far::{Bounds, Cache, Far, LimitReached, home, identity};
 use bak_common::ledger::{self, Attempt, Line};
@@ -22,7 +22,6 @@ use bak_common::report::Kind;
 use bak_common::stop::{self, Stopped};
 use bak_common::store::{Entry, Listing, Store};
 use bak_common::timetable::Timetable;
-use bak_common::units::show_size;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs;
@@ -34,7 +33,11 @@ use crate::check::{Compared, compare};
 use crate::driver::Progress;
 use crate::origin::FarPlace;
 
+mod local;
 mod mark;
+
+pub use local::Copy;
+use local::{remove, what_is_there};
 
 /// How often a line that drops is tried again, and how long is waited before, the first time.
 const RETRIES: u32 = 3;
@@ -87,21 +90,19 @@ pub struct Source<'a> {
     sums: OnceCell<bool>,
     /// The line was down to the last try.
     lost: bool,
+    /// What the last try has left is gone on from by the next.
+    goes_on: bool,
     pub listing: Listing,
     scratch: tempfile::TempDir,
-}
-
-/// A dump that was fetched, all of it, and what its comparison with the record has shown.
-pub struct Copy {
-    pub store: Store,
-    pub entry: Entry,
-    pub compared: Compared,
 }
 
 impl<'a> Source<'a> {
     /// Reaches the far side, makes sure that it is the right one, and lists all of it.
     pub fn open(session: &'a Session, place: FarPlace, args: &FetchArgs, budget: Budget) -> Result<Self> {
         let FarPlace { url, shown, dest, sure } = place;
+        if let Some(work) = &args.work {
+            home::look(work).context("--work")?;
+        }
         let open = |path: &Path| Outbox::open(path, &dest.name, dest.ledger.as_deref());
         let mut outbox = dest.outbox.exists().then(|| open(&dest.outbox)).transpose()?;
         let left = match budget {
@@ -149,6 +150,7 @@ impl<'a> Source<'a> {
             lock: None,
             sums: OnceCell::new(),
             lost: false,
+            goes_on: false,
             listing: Listing::default(),
             scratch,
         };
@@ -167,12 +169,6 @@ impl<'a> Source<'a> {
     /// Where what was fetched lies.
     pub fn work(&self) -> &Path {
         &self.work
-    }
-
-    /// Whether something of a dump has been fetched, and lies here.
-    pub fn has_begun(&self, entry: &Entry) -> bool {
-        let place = self.far.lands(&self.work).join(&entry.place);
-        entry.dump.files.iter().any(|file| place.join(&file.name).is_file())
     }
 
     /// Whether so little is left of the limits that nothing should be begun.
@@ -239,6 +235,7 @@ impl<'a> Source<'a> {
     /// Brings all files of a dump here, or what lacks of them, and compares them with its record. An error leaves what has
     /// arrived, to be gone on from.
     pub fn fetch(&mut self, entry: &Entry, tick: &dyn Fn(Progress) -> Result<()>) -> Result<Copy> {
+        self.goes_on = false;
         if let Some(why) = &entry.unfit {
             bail!("{why}");
         }
@@ -285,22 +282,6 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Fails with numbers if what lacks of a dump cannot fit.
-    fn room(&self, entry: &Entry, before: u64) -> Result<()> {
-        let need = entry.dump.bytes.saturating_sub(before);
-        let shown = self.work.display();
-        let stat =
-            rustix::fs::statvfs(&self.work).with_context(|| format!("cannot see how much is free in {shown}"))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        ensure!(
-            need <= free,
-            "to be fetched it needs {} ({need} bytes) in {shown}, where only {} ({free} bytes) are free: name another place by --work",
-            show_size(need),
-            show_size(free)
-        );
-        Ok(())
-    }
-
     /// Has rsync bring what lacks; again where the line drops.
     fn receive(&mut self, entry: &Entry, mut go_on: bool, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
         let names: Vec<String> = entry.dump.files.iter().map(|file| name_of(entry, &file.name)).collect();
@@ -311,6 +292,7 @@ impl<'a> Source<'a> {
         let (position, all) = (self.far.position(), entry.dump.bytes.max(1) as f64);
         let mut wait = FIRST_WAIT;
         let (mut left, budget) = (RETRIES, self.budget);
+        let mut full;
         let fetched = loop {
             let Self { far, ledger, lock, work, .. } = &mut *self;
             let mut unnoted = Ok(());
@@ -327,8 +309,10 @@ impl<'a> Source<'a> {
             };
             let ran = far.receive(&names, work, most, go_on, bounds, &mut watch);
             self.noted(unnoted)?;
-            let down = matches!(&ran, Ok(ran) if ran.line_down());
+            // What the limit has cut looks like a line that broke.
+            let down = matches!(&ran, Ok(ran) if !ran.cut && ran.line_down());
             self.lost = down;
+            full = matches!(&ran, Ok(ran) if ran.is_full_here());
             match ran.and_then(|ran| ran.check()) {
                 Err(_) if down && left > 0 && stop::caught().is_none() => {}
                 end => break end,
@@ -346,52 +330,17 @@ impl<'a> Source<'a> {
             Err(error) if error.is::<Stopped>() => "stopped",
             Err(_) => "failed",
         };
+        self.goes_on = full || self.lost || matches!(result, "cut" | "stopped");
         self.note(what, begun, result)?;
+        let room = || format!("free some room in {}, or name another place by --work", self.work.display());
+        let fetched = if full { fetched.map_err(|error| anyhow!("{error:#}: {}", room())) } else { fetched };
         fetched.context("cannot be fetched")
-    }
-}
-
-impl Copy {
-    /// Removes what was fetched. What cannot be removed is in nobody's way but takes its space.
-    pub fn remove(&self) {
-        let place = self.store.path().join(&self.entry.place);
-        let files = self.entry.dump.files.iter().map(|file| file.name.clone());
-        for name in [self.entry.dump.stem.sidecar()].into_iter().chain(files) {
-            let _ = fs::remove_file(place.join(name));
-        }
-        if !self.entry.place.is_empty() {
-            let _ = fs::remove_dir(place);
-        }
     }
 }
 
 /// What a file beside a dump's is called from the top.
 pub fn name_of(entry: &Entry, name: &str) -> String {
     if entry.place.is_empty() { name.to_owned() } else { format!("{}/{name}", entry.place) }
-}
-
-/// How many bytes of a dump's files are here already. One that is longer than it should be is removed.
-fn what_is_there(place: &Path, entry: &Entry) -> Result<u64> {
-    let mut sum = 0;
-    for file in &entry.dump.files {
-        let path = place.join(&file.name);
-        match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() <= file.bytes => sum += meta.len(),
-            Ok(_) => remove(&path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
-        }
-    }
-    Ok(sum)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// How fast to fetch, if that is bounded.

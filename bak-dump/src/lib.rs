@@ -13,6 +13,7 @@ pub mod list;
 pub mod origin;
 pub mod pick;
 mod place;
+mod proof;
 pub mod queue;
 pub mod restore;
 pub mod scan;

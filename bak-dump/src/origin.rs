@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use bak_common::args::{Destination, Places, Session};
+use bak_common::config::PATH;
 use bak_common::far::Url;
 use bak_common::jsonl::Writer;
+use bak_common::name::printable;
 use bak_common::record::Dump;
 use bak_common::report::Kind;
 use bak_common::store::{Entry, Listing};
@@ -51,6 +53,23 @@ pub fn origin(text: &Path, places: &Places, session: &Session) -> Result<Origin>
         Some(dest) => at(destination(&dest.name, places, session)?, true),
         None => at(destination(&format!("default={name}"), places, session)?, places.outbox.is_some()),
     }
+}
+
+/// The same for `--from`: a single word that is neither is refused with what is known.
+pub fn from(text: &Path, places: &Places, session: &Session) -> Result<Origin> {
+    let origin = origin(text, places, session)?;
+    let Origin::Dir(dir) = &origin else { return Ok(origin) };
+    let Some(word) = text.to_str().filter(|word| !word.contains('/') && !dir.exists()) else { return Ok(origin) };
+    let config = &session.config;
+    let known: Vec<&str> = config.dest.iter().map(|dest| dest.name.as_str()).collect();
+    let why = match &config.file {
+        None => {
+            format!("no configuration was found at {PATH}; name one by --config FILE, or the place: [user@]host:path")
+        }
+        Some(file) if known.is_empty() => format!("{} has no [[dest]]", file.display()),
+        Some(file) => format!("{} has these: {}", file.display(), known.join(", ")),
+    };
+    Err(Kind::Usage.says(format!("there is no store at {0}, nor a destination {0}: {why}", printable(word))))
 }
 
 /// All destinations that are known, in their order, by name; those without a url are none to read from.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bak_common::args::Session;
+use bak_common::far::LimitReached;
 use bak_common::store::{Listing, Store};
 
 use crate::fetch::{Budget, FetchArgs, Source};
@@ -21,6 +22,22 @@ impl<'a> Place<'a> {
                 Ok(Place::Here { listing: store.list(), store })
             }
             Origin::Far(place) => Ok(Place::There(Box::new(Source::open(session, *place, args, budget)?))),
+        }
+    }
+
+    /// The same within limits. That too little is left of them for a look is an orderly end: nothing then, and it is said.
+    pub fn open_within(session: &'a Session, origin: Origin, args: &FetchArgs) -> Result<Option<Self>> {
+        let shown = match &origin {
+            Origin::Dir(path) => path.display().to_string(),
+            Origin::Far(place) => place.dest.name.clone(),
+        };
+        match Self::open(session, origin, args, Budget::Within) {
+            Err(error) if error.is::<LimitReached>() => {
+                let text = format!("{error:#}: nothing was looked at, and all of it remains for the next run");
+                session.report.warn(&shown, &text);
+                Ok(None)
+            }
+            opened => opened.map(Some),
         }
     }
 

@@ -4,7 +4,7 @@
 //! check every file against its SHA-256, plan again what only they could tell, and only then let the driver write. No lock
 //! is taken on a store: dumps are immutable, and one that is removed meanwhile fails its check.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use bak_common::args::{Common, Places, Session};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::name::GuestName;
@@ -20,8 +20,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::bar::{bar, step};
-use crate::driver::image;
-use crate::fetch::{Budget, FetchArgs, Source};
+use crate::driver::{Hopeless, image};
+use crate::fetch::{Budget, FetchArgs};
 use crate::origin;
 use crate::pick::{self, Picked};
 use crate::place::Place;
@@ -294,25 +294,29 @@ fn restore(
         written.extend(planned.iter().cloned());
         return Ok(planned);
     }
-    let kept = |source: &Source| {
-        if !source.has_begun(entry) {
-            return;
+    let warn = |text: String| session.report.warn(entry.dump.id.as_str(), &text);
+    let copy = match source.fetch(entry, &step(&bar, "fetching")) {
+        Ok(copy) => copy,
+        Err(error) => {
+            if source.goes_on(entry) {
+                let kept = source.work().display();
+                warn(format!("what was fetched is kept in {kept}: the same command goes on from there"));
+            }
+            return Err(error);
         }
-        let text =
-            format!("what was fetched is kept in {}: the same command goes on from there", source.work().display());
-        session.report.warn(entry.dump.id.as_str(), &text);
     };
-    let copy = source.fetch(entry, &step(&bar, "fetching")).inspect_err(|_| kept(source))?;
-    if let Err(error) = work.judge(entry, copy.compared.clone()) {
+    if let Some(why) = work.prove(&copy.store, &copy.entry, &copy.compared)? {
         // Nothing is won by keeping it.
         copy.remove();
-        return Err(error.context(format!("was fetched from {}, and is no good", source.shown())));
+        bail!("was fetched from {}, and is no good: {why}", source.shown());
     }
     let written =
         work.plan(&copy.store, &copy.entry, written).and_then(|_| work.write(&copy.store, &copy.entry, written));
     match &written {
-        Ok(_) => copy.remove(),
-        Err(_) => kept(source),
+        Err(error) if !error.is::<Hopeless>() => {
+            warn(format!("what was fetched is kept in {}: it need not come again", source.work().display()));
+        }
+        _ => copy.remove(),
     }
     written
 }

@@ -9,11 +9,12 @@
 
 mod far;
 pub(crate) mod format;
-mod judge;
+pub(crate) mod judge;
 pub(crate) mod ova;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bak_common::args::{Common, Limits, Picks, Places, Session};
+use bak_common::far::LimitReached;
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, GuestKey, Record, Skipped, Verify, to_line};
@@ -30,9 +31,8 @@ use std::path::{Path, PathBuf};
 
 use crate::bar::{bar, step};
 use crate::check::{Compared, compare};
-use crate::driver::exec::Exec;
 use crate::driver::{Decision, Progress};
-use crate::fetch::{Budget, FetchArgs};
+use crate::fetch::FetchArgs;
 use crate::origin::{self, Origin};
 use crate::place::Place;
 use far::Sums;
@@ -88,6 +88,9 @@ struct How {
     /// Leave out what was marked so lately
     #[arg(long, value_name = "DUR")]
     reverify_after: Option<Span>,
+    /// Give each program that looks at a file so long at most [default: an hour, and a second for each MiB of the file]
+    #[arg(long, value_name = "DUR")]
+    timeout: Option<Span>,
     /// Begin no more dumps once so much was read
     #[arg(long, value_name = "SIZE")]
     max_bytes: Option<Size>,
@@ -117,14 +120,18 @@ struct Subject<'a> {
 
 pub fn main() -> Result<u8> {
     let cli = Cli::parse();
-    let session = cli.common.session("bak-verify")?;
+    let mut session = cli.common.session("bak-verify")?;
+    session.config.vzdump_flags.timeout = cli.how.timeout;
     if cli.common.check_config {
-        origin::check_config(&session, &[open(&cli, &session)?.listing()])?;
+        if let Some(place) = open(&cli, &session)? {
+            origin::check_config(&session, &[place.listing()])?;
+        }
         return Ok(session.report.finish(|n| format!("{n} failed")));
     }
+    let session = session;
     let (selector, stdin) = cli.picks.explicit(&cli.dumps)?;
     let said = if stdin { read_all(&session.report, session.dry_run)? } else { Vec::new() };
-    let mut place = open(&cli, &session)?;
+    let Some(mut place) = open(&cli, &session)? else { return Ok(session.report.finish(|n| format!("{n} failed"))) };
     let listing = place.take_listing();
     listing.report_at(Path::new(&place.shown()), &session.report);
     let subjects = choose(&cli, &session, &listing.dumps, &selector, said)?;
@@ -133,19 +140,18 @@ pub fn main() -> Result<u8> {
     Ok(session.report.finish(|n| format!("{n} failed; see above")))
 }
 
-/// Opens the place that is meant.
-fn open<'a>(cli: &Cli, session: &'a Session) -> Result<Place<'a>> {
-    let origin = match &cli.from {
-        Some(from) => origin::origin(from, &cli.places, session)?,
+/// Opens the place that is meant; nothing if the limits have no room for a look.
+fn open<'a>(cli: &Cli, session: &'a Session) -> Result<Option<Place<'a>>> {
+    let mut origin = match &cli.from {
+        Some(from) => origin::from(from, &cli.places, session)?,
         None => Origin::Dir(cli.places.store(&session.config)?),
     };
-    if let Origin::Far(mut place) = origin {
+    if let Origin::Far(place) = &mut origin {
         cli.limits.apply(std::slice::from_mut(&mut place.dest))?;
         // Whoever waits for standard input just ends.
         stop::heed()?;
-        return Place::open(session, Origin::Far(place), &cli.fetch, Budget::Within);
     }
-    Place::open(session, origin, &cli.fetch, Budget::Within)
+    Place::open_within(session, origin, &cli.fetch)
 }
 
 /// The dumps asked for, each once, those that were not verified for longest first.
@@ -243,6 +249,11 @@ impl Verifier<'_> {
             } else if !self.session.quiet {
                 out.record(&record)?;
             }
+            let more = subjects.len() - at - 1;
+            if matches!(&self.place, Place::There(source) if source.is_lost()) && more > 0 {
+                let text = format!("{more} more {} not looked at", if more == 1 { "dump was" } else { "dumps were" });
+                self.session.report.warn(&self.place.shown(), &text);
+            }
             if stop::caught().is_some() || matches!(&self.place, Place::There(source) if source.is_lost()) {
                 break;
             }
@@ -272,6 +283,10 @@ impl Verifier<'_> {
                 return Some(dump);
             }
             Err(error) if error.is::<stop::Stopped>() => return None,
+            Err(error) if error.is::<LimitReached>() => {
+                dump.skipped = Some(Skipped { why: format!("{error:#}") });
+                return Some(dump);
+            }
             // Somebody pruned it: nothing is wrong with that.
             Err(_) if self.is_gone(entry) => return None,
             Err(error) => {
@@ -337,23 +352,11 @@ impl Verifier<'_> {
         compared: &Compared,
         checking: &dyn Fn(Progress) -> Result<()>,
     ) -> Result<Vec<(String, Found)>> {
-        let mut formats: Vec<(String, Found)> = Vec::new();
         if self.depth() != Depth::All || matches!(compared, Compared::Differs(_)) {
-            return Ok(formats);
+            return Ok(Vec::new());
         }
-        let mut done = 0_u64;
-        for file in &entry.dump.files {
-            let at = Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 };
-            let found = format::check(store, entry, &file.name, &|| checking(at))
-                .with_context(|| format!("cannot check {}", file.name))?;
-            formats.push((file.name.clone(), found));
-            done += file.bytes;
-        }
-        if let Some(driver) = Exec::installed(&entry.dump.driver, &self.session.config)? {
-            let at = Progress { done: 1.0 };
-            formats.extend(format::by_driver(&driver, store, entry, &|| checking(at))?);
-        }
-        Ok(formats)
+        let names: Vec<String> = entry.dump.files.iter().map(|file| file.name.clone()).collect();
+        format::check_all(&self.session.config, store, entry, &names, checking)
     }
 
     /// Writes the verdict into the sidecars of the outboxes where the same files wait, and last into its own: as long as that

@@ -343,6 +343,43 @@ fn restores_that_fail() {
     assert!(!toy.path("called").exists());
 }
 
+/// Only a program that can remove what a drill has made is asked for one.
+#[test]
+fn drills() {
+    let toy = Toy::new();
+    toy.lists("{\"vm\":\"a\"}\n");
+    toy.does("dump", "echo '{\"stream\":\"x\"}'; echo data >&3");
+    toy.run("bak-dump", &["--driver", "toy", "--store", "store", "--all"]).clean();
+    let drill = || toy.run("bak-restore", &["--drill", "--store", "store"]);
+    // As it is told: it has no such name yet, and makes a file of it.
+    let restore = "[ -n \"$BAK_AS\" ] && [ ! -e \"$TOY/$BAK_AS\" ]; echo \"{\\\"to\\\":\\\"$BAK_AS\\\"}\"\n\
+        [ -n \"$BAK_DRY_RUN\" ] || zstd -dcq \"$BAK_BASE.x.zst\" >\"$TOY/$BAK_AS\"";
+    toy.does("restore", restore);
+    drill().expect(1).says("dumps of the driver toy cannot be drilled: bak-driver-toy has no command undrill");
+    toy.does(
+        "undrill",
+        "[ -n \"$BAK_DRY_RUN\" ] || rm -f \"$TOY/$BAK_AS\"; echo \"$BAK_VM/$BAK_AS\" >>\"$TOY/undrilled\"",
+    );
+    let left = || toy.kit.sh("ls toy | grep -c ^bak-drill || :").clean().out;
+    let ran = drill().clean();
+    let why = ran.records()[0]["drill"]["why"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("SHA-256 as recorded; restored as bak-drill-") && why.ends_with(", removed"), "{why}");
+    assert_eq!((left().trim(), toy.read("undrilled").lines().count()), ("0", 2));
+    assert!(toy.read("undrilled").lines().nth(1).unwrap().starts_with("a/bak-drill-"));
+    // What fails is removed, too.
+    toy.does("restore", &format!("{restore}; [ -n \"$BAK_DRY_RUN\" ] || {{ echo no server >&2; exit 2; }}"));
+    drill().expect(1).says("the drill failed: bak-driver-toy exited with status 2: no server");
+    assert_eq!(left().trim(), "0");
+    // What cannot be removed is told of until it can.
+    toy.does("restore", restore);
+    toy.does("undrill", "[ -n \"$BAK_DRY_RUN\" ] || { echo in use >&2; exit 1; }");
+    drill().expect(1).says("which says nothing of the dump: bak-driver-toy exited with status 1: in use");
+    drill().expect(1).says("in use");
+    toy.does("undrill", "[ -n \"$BAK_DRY_RUN\" ] || rm -f \"$TOY/$BAK_AS\"");
+    drill().clean();
+    assert_eq!(left().trim(), "0");
+}
+
 #[test]
 fn a_prefix_is_ours_and_the_program_sees_its_own_name() {
     let toy = Toy::new();

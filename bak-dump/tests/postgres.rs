@@ -193,6 +193,10 @@ fn a_database_is_dumped_lost_and_restored() {
     assert_eq!(content("copy"), before);
     restore(&["--force"]).clean();
     assert_eq!(content(SHOP), before);
+    // On trial: nothing of it stays.
+    let all = there();
+    let drilled = run("bak-restore", &["--drill", "--store", "store", id]).clean().records();
+    assert_eq!((&drilled[0]["drill"]["decision"], there()), (&json!("good"), all));
     // What cannot be restored leaves what is there as it was, and nothing else.
     server.sql("postgres", "DROP DATABASE copy");
     server.sql(SHOP, "DROP OWNED BY clerk CASCADE");

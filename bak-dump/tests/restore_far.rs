@@ -213,6 +213,10 @@ fn another_far_side_is_refused() {
     let args = ["web", "--from", "box", "--to", "web.raw"];
     fs::write(far.far().join(".bak-store"), "{\"v\":1,\"id\":\"another\"}").unwrap();
     far.restore(&args).expect(4).says("this is another far side: it says another");
+    fs::write(far.far().join(".bak-store"), "{\"v\":9,\"id\":\"another\"}").unwrap();
+    far.restore(&args).expect(4).says("is of version 9, and this bak knows 1");
+    fs::write(far.far().join(".bak-store"), "{\"v\":1,\"id\":\"drill\"}").unwrap();
+    far.restore(&args).expect(4).says("its id is `drill`");
     fs::remove_file(far.far().join(".bak-store")).unwrap();
     far.restore(&args).expect(4).says("has no .bak-store");
     assert!(!far.kit.path("web.raw").exists());
@@ -335,4 +339,45 @@ fn holes_stay_holes() {
     same(&far.kit.path("web.raw"), &file);
     assert!(far.kit.path("web.raw").metadata().unwrap().blocks() * 512 < 4 << 20);
     assert!(bytes(&far.fetches("web")[0]) < 2 << 20);
+}
+
+#[test]
+fn a_destination_that_is_none() {
+    let far = Far::new(Way::Daemon);
+    let args = ["web", "--to", "x.raw", "--from", "bx"];
+    let file = "there is no store at bx, nor a destination bx: bak.toml has these: box";
+    far.restore(&args).expect(2).says(file);
+    far.run("bak-verify", &["--all", "--from", "bx"]).expect(2).says(file);
+    if !Path::new("/etc/bak/bak.toml").exists() {
+        let ran = far.kit.run("bak-restore", args).expect(2);
+        assert!(
+            ran.err.contains("nor a destination bx: no configuration was found at /etc/bak/bak.toml"),
+            "{}",
+            ran.err
+        );
+    }
+}
+
+/// What cannot be helped by trying again is not said to be.
+#[test]
+fn what_is_hopeless_is_not_kept() {
+    let far = Far::ready(Way::Ssh);
+    let url = format!("{}/nowhere", far.url());
+    let ssh = far.sshd.as_ref().unwrap().command();
+    let ran = far.run("bak-list", &[&url, "--ssh", &ssh]).expect(1);
+    assert!(ran.err.contains("there is no such directory over there"), "{}", ran.err);
+    // An image that needs another one: its SHA-256 is right, and it can never come back.
+    let id = put_dump(&far.far(), "web", far::DAY, 10, json!({}));
+    let name = format!("web-{}.qcow2", bak_tests::compact(far::DAY));
+    fs::remove_file(far.file("web")).unwrap();
+    far.kit.sh(&format!("qemu-img create -q -f qcow2 -b /etc/hostname -F raw far/web/{name}")).clean();
+    let file = far.far().join("web").join(&name);
+    let mut record = far.record("web");
+    let bytes = file.metadata().unwrap().len();
+    record["bytes"] = bytes.into();
+    record["files"] = json!([{"name": name, "bytes": bytes, "sha256": bak_tests::sha256_file(&file)}]);
+    fs::write(far.sidecar("web"), record.to_string()).unwrap();
+    let ran = far.restore(&["web", "--from", "box", "--to", "web.qcow2"]).expect(1).says("needs another file");
+    assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
+    assert!(ran.err.contains(&id) && far.left().is_empty());
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Range;
 use std::process::Command;
 
 /// Archives in memory, with what must not change.
@@ -22,13 +23,18 @@ struct Scene {
 
 impl Scene {
     fn new(archives: u32) -> Self {
+        Self::of(100..100 + archives)
+    }
+
+    /// Of guests with these numbers, which have equally many digits.
+    fn of(numbers: Range<u32>) -> Self {
         let kit = Kit::in_memory();
-        for id in 100..100 + archives {
+        for id in numbers.clone() {
             archive(&kit, "lxc", id, ".tar.zst", 300);
         }
         kit.write("store/readme.txt", "foreign");
         let files = names(&kit).into_iter().map(|name| (name.clone(), fs::read(path(&kit, &name)).unwrap())).collect();
-        let ids = (100..100 + archives).map(|id| format!("{id}@20261120T020002Z")).collect();
+        let ids = numbers.map(|id| format!("{id}@20261120T020002Z")).collect();
         Self { kit, files, ids }
     }
 
@@ -105,6 +111,19 @@ fn killed_or_with_a_failing_disk_while_many_are_adopted() {
     let flushes = |name: &str| calls.iter().filter(|(call, _)| call == name).count();
     assert!(flushes("syncfs") == 1 && flushes("fsync") < 10, "{} fsync", flushes("fsync"));
     Rig::new("bak-scan, many").sample(20).run(|| Scene::new(33));
+}
+
+/// Thousands are adopted part by part, several at a time.
+#[test]
+fn killed_while_thousands_are_adopted() {
+    use rig::Scene as _;
+    for (name, when) in [("syncfs", 1), ("renameat2", 1), ("renameat2", 700)] {
+        let scene = Scene::of(1000..3600);
+        strace::inject(&scene.kit, &scene.argv(), name, "signal=KILL", when);
+        scene.look();
+        scene.again(&scene.seen());
+        scene.done();
+    }
 }
 
 /// Runs bak-scan, and does something when it has looked at all and is about to adopt.

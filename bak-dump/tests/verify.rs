@@ -351,6 +351,23 @@ fn what_cannot_be_read_is_not_called_bad() {
     verify(&kit, &["g"]).clean();
 }
 
+/// A program that hangs is stopped, whether it packs or looks; that proves nothing.
+#[test]
+fn what_hangs_is_stopped() {
+    for (ending, how, program) in [("qcow2", QCOW2, "qemu-img"), ("tar.zst", "tar -c disk.vmdk | zstd -q", "zstd")] {
+        let kit = Kit::new();
+        let content = made(&kit, how);
+        put(&kit, "g", ending, &content, false);
+        let stand_in = kit.write(&format!("bin/{program}"), "#!/bin/sh\nexec sleep 1000\n");
+        kit.sh(&format!("chmod +x bin/{program}")).clean();
+        let mut command = kit.command(bin_dir().join("bak-verify"));
+        let path = format!("{}:{}", stand_in.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        command.args(["--store", "store", "g", "--timeout", "1s"]).env("PATH", path);
+        let ran = finish(command, "").expect(1).says("cannot be verified: cannot check ").says("took longer than 1 s");
+        assert_eq!(verdict(&ran).0, "unknown", "{ending}");
+    }
+}
+
 fn sidecar(path: &Path) -> PathBuf {
     path.with_extension("dump.json")
 }

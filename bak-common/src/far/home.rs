@@ -2,6 +2,8 @@
 //! can be fetched again.
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -37,13 +39,37 @@ pub fn caches() -> Result<PathBuf> {
     Ok(home.join(".cache"))
 }
 
-/// Makes a directory of ours, and opens it.
+/// Makes a directory of ours, and opens it. What leads there is the administrator's affair; it itself is no symbolic link.
 pub fn make(path: &Path) -> Result<File> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let top = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let stat = rustix::fs::fstat(&top).context("cannot look at a directory")?;
-    match fsio::foreign(&stat) {
-        Some(why) => Err(Kind::Refused.says(format!("{} {why}", path.display()))),
-        None => Ok(top),
+    look(path)?.with_context(|| format!("{} has vanished", path.display()))
+}
+
+/// The same for one in a directory that the user names, which is none of somebody else's either.
+pub fn make_in(named: &Path, below: &[&str]) -> Result<File> {
+    let mut path = named.to_owned();
+    let mut top = make(&path)?;
+    for name in below {
+        path.push(name);
+        top = make(&path)?;
     }
+    Ok(top)
+}
+
+/// Opens a directory of ours; `None` if it is not there.
+pub fn look(path: &Path) -> Result<Option<File>> {
+    let refused = |why: &str| Kind::Refused.says(format!("{} {why}", path.display()));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A slash at its end would be followed.
+    let plain: PathBuf = path.components().collect();
+    let top = match rustix::fs::open(&plain, flags, Mode::empty()) {
+        Ok(top) => File::from(top),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::NOTDIR | Errno::LOOP) if plain.is_symlink() => {
+            return Err(refused("is a symbolic link: name the directory itself"));
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+    };
+    let stat = rustix::fs::fstat(&top).context("cannot look at a directory")?;
+    fsio::foreign(&stat).map_or(Ok(Some(top)), |why| Err(refused(&why)))
 }

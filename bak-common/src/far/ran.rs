@@ -65,6 +65,16 @@ fn full(said: &str, pulls: bool) -> Option<&'static str> {
     }
 }
 
+/// What the code says of the files where they come here: rsync names the end that had trouble.
+fn file_trouble(said: &str) -> &'static str {
+    if said.contains("[sender]") { "a file could not be read over there" } else { "a file could not be written here" }
+}
+
+/// Whether rsync could not enter the directory over there as there is none.
+fn no_place(said: &str) -> bool {
+    said.lines().any(|line| line.contains("change_dir") && line.contains("No such file or directory (2)"))
+}
+
 /// Whether these words of ssh's or a daemon's say that we will not be let in next time either.
 pub fn refused(said: &str) -> bool {
     [
@@ -93,6 +103,11 @@ impl Ran {
         !self.pulls && self.full().is_some()
     }
 
+    /// Whether there was no room here.
+    pub fn is_full_here(&self) -> bool {
+        self.pulls && self.full().is_some()
+    }
+
     /// That there was no room, and at which end.
     pub(super) fn full(&self) -> Option<&'static str> {
         full(&self.finished.stderr, self.pulls)
@@ -101,7 +116,10 @@ impl Ran {
     /// Whether a next try can only end the same way.
     fn hopeless(&self) -> bool {
         let said = &self.finished.stderr;
-        self.full().is_some() || daemon::words(said).is_some() || rrsync::words(said).is_some()
+        self.full().is_some()
+            || daemon::words(said).is_some()
+            || rrsync::words(said).is_some()
+            || (self.pulls && no_place(said))
     }
 
     /// Whether somebody else is served over there just now, and only so many at a time.
@@ -176,6 +194,11 @@ impl Ran {
             .filter(|line| !line.is_empty() && !line.starts_with("rsync error:"))
             .collect();
         let said = said.first().map_or(String::new(), |line| format!(": {}", line.trim_start_matches("rsync: ")));
-        anyhow!("{} (rsync {status}){said}", self.full().unwrap_or_else(|| words(code)))
+        let meaning = match code {
+            Some(11) if self.pulls => file_trouble(stderr),
+            _ if self.pulls && no_place(stderr) => "there is no such directory over there",
+            _ => words(code),
+        };
+        anyhow!("{} (rsync {status}){said}", self.full().unwrap_or(meaning))
     }
 }

@@ -34,6 +34,7 @@ impl Far {
         let options = ["-t", "-z", "--zl=1", "--chmod=Dgo=,Fu+rw,Fgo=", "--info=progress2", "--no-implied-dirs"];
         let most = format!("--max-size={most}");
         let options = [&options[..], ways, &[most.as_str()]].concat();
-        self.rsync(&options, &names, places, Bounds { long: true, inward: true, ..bounds }, watch)
+        let ran = self.rsync(&options, &names, places, Bounds { long: true, inward: true, ..bounds }, watch)?;
+        Ok(Ran { pulls: true, ..ran })
     }
 }

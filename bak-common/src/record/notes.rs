@@ -16,6 +16,27 @@ pub struct FileEntry {
     pub extra: Extra,
 }
 
+impl FileEntry {
+    /// How much room a copy that has its holes takes at most: what lies outside of them, as far as its record tells, and a
+    /// part more, as other file systems have larger blocks.
+    pub fn room(&self) -> u64 {
+        let taken = self.extra.get(ALLOCATED).and_then(serde_json::Value::as_u64);
+        taken.map_or(self.bytes, |taken| taken.saturating_add(taken / 8 + (1 << 20)).min(self.bytes))
+    }
+
+    /// Whether both may be of one file: a SHA-256 that one lacks says nothing.
+    pub fn same(&self, other: &Self) -> bool {
+        let sums = match (&self.sha256, &other.sha256) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        };
+        sums && self.name == other.name && self.bytes == other.bytes && self.extra == other.extra
+    }
+}
+
+/// Of a file with holes: how many of its bytes lie outside of them.
+pub const ALLOCATED: &str = "allocated";
+
 /// What bak-link decided for one destination, and how far bak-sync has come with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkNote {

@@ -1,10 +1,12 @@
 //! Which dumps are drilled. Pure.
 //!
-//! Of each guest the newest good dump. Who was never drilled goes first, then whose last drill is longest ago; where that is the
+//! Of each guest the newest good dump; or the one that a limit cut off, while that is there, which goes before all others: else
+//! what has come of it would never be used. Then who was never drilled, then whose last drill is longest ago; where that is the
 //! same, by chance, which the seed decides.
 
 use bak_common::calendar::Time;
 use bak_common::drills::Drill;
+use bak_common::name::DumpId;
 use bak_common::record::{Dump, GuestKey};
 use bak_common::store::Entry;
 use bak_common::units::show_size;
@@ -19,30 +21,46 @@ pub struct Choice<'a> {
     pub decision: Result<String, String>,
 }
 
-/// Decides on `dumps`, in the order of their start: those that are drilled in their order, then the others. `able` tells whether
-/// there is a way to drill a dump.
+/// What is known of dumps beside their records.
+pub struct World<'a> {
+    /// Why one cannot be drilled, if that is so.
+    pub able: &'a dyn Fn(&Dump) -> Result<(), String>,
+    /// Whether some of one has been fetched.
+    pub begun: &'a dyn Fn(&Entry) -> bool,
+}
+
+/// Decides on `dumps`, in the order of their start: those that are drilled in their order, then the others.
 pub fn choose<'a>(
     dumps: &'a [Entry],
     history: &[Drill],
-    able: &dyn Fn(&Dump) -> bool,
+    world: &World,
     request: &Request,
     seed: u64,
 ) -> Vec<Choice<'a>> {
-    let mut newest: HashMap<GuestKey, &Entry> = HashMap::new();
-    for entry in dumps.iter().filter(|entry| entry.is_good()) {
-        newest.insert(entry.dump.key(), entry);
-    }
-    let mut last: HashMap<GuestKey, Time> = HashMap::new();
+    let (mut last, mut ended) = (HashMap::<GuestKey, Time>::new(), HashMap::<&DumpId, &Drill>::new());
     for drill in history {
-        last.insert(drill.key(), drill.at);
+        ended.insert(&drill.id, drill);
+        if !drill.is_skipped() {
+            last.insert(drill.key(), drill.at);
+        }
+    }
+    // One whose fetching failed waits for its turn, so that it does not keep the others from theirs.
+    let goes_on =
+        |entry: &Entry| (world.begun)(entry) && ended.get(&entry.dump.id).is_none_or(|drill| drill.is_skipped());
+    let mut newest: HashMap<GuestKey, (bool, &Entry)> = HashMap::new();
+    for entry in dumps.iter().filter(|entry| entry.is_good()) {
+        let begun = goes_on(entry);
+        if begun || !newest.get(&entry.dump.key()).is_some_and(|(begun, _)| *begun) {
+            newest.insert(entry.dump.key(), (begun, entry));
+        }
     }
     let chance = |entry: &Entry| Sha256::digest(format!("{seed} {:?}", entry.dump.key()));
-    let mut order: Vec<&Entry> = newest.into_values().collect();
-    order.sort_by_cached_key(|entry| (last.get(&entry.dump.key()).copied(), chance(entry)));
+    let mut order: Vec<(bool, &Entry)> = newest.into_values().collect();
+    order.sort_by_cached_key(|(begun, entry)| (!begun, last.get(&entry.dump.key()).copied(), chance(entry)));
     let (mut taken, mut bytes) = (0, 0_u64);
-    let mut decide = |entry: &Entry| {
-        if !able(&entry.dump) {
-            return Err(format!("dumps of the driver {} cannot be drilled", entry.dump.driver));
+    let mut decide = |begun: bool, entry: &Entry| {
+        if let Err(why) = (world.able)(&entry.dump) {
+            return Err(format!("dumps of the driver {} cannot be drilled: {why}", entry.dump.driver));
         }
         if taken >= request.sample {
             return Err(format!("not in this sample of {}", request.sample));
@@ -54,13 +72,14 @@ pub fn choose<'a>(
         }
         (taken, bytes) = (taken + 1, sum);
         Ok(match last.get(&entry.dump.key()) {
+            _ if begun => "it was begun, and goes on".to_owned(),
             None => "its guest was never drilled".to_owned(),
             Some(at) => format!("the last drill of its guest was {at}"),
         })
     };
     let (yes, no): (Vec<_>, Vec<_>) = order
         .into_iter()
-        .map(|entry| Choice { entry, decision: decide(entry) })
+        .map(|(begun, entry)| Choice { entry, decision: decide(begun, entry) })
         .partition(|choice| choice.decision.is_ok());
     yes.into_iter().chain(no).collect()
 }
@@ -87,7 +106,9 @@ mod tests {
 
     fn ids(dumps: &[Entry], history: &[Drill], sample: u64, max_bytes: u64, seed: u64) -> Vec<String> {
         let request = Request { sample, max_bytes, seed: None, to: None, work: None, store: None };
-        let chosen = choose(dumps, history, &|dump| dump.vm.as_str() != "odd", &request, seed);
+        let able = |dump: &Dump| if dump.vm.as_str() == "odd" { Err("odd".to_owned()) } else { Ok(()) };
+        let begun = |entry: &Entry| entry.unfit.is_some();
+        let chosen = choose(dumps, history, &World { able: &able, begun: &begun }, &request, seed);
         chosen.iter().filter(|one| one.decision.is_ok()).map(|one| one.entry.dump.id.to_string()).collect()
     }
 
@@ -114,6 +135,15 @@ mod tests {
         // What is too large gives way to the next.
         assert_eq!(ids(&dumps, &history, 9, 25, 1).len(), 2);
         assert!(ids(&dumps, &history, 9, 9, 1).is_empty() && ids(&dumps, &history, 0, 99, 1).is_empty());
+        // What was begun goes before all, though a newer one is there; not so where it failed.
+        let mut some = dumps.clone();
+        some[0].unfit = Some("begun".into());
+        let cut = |decision: &str| Drill { decision: decision.into(), ..at(&dumps[0], 7) };
+        assert_eq!(ids(&some, &[history[0].clone(), cut("skipped")], 1, 100, 1), ["a@20261101T010000Z"]);
+        assert_eq!(ids(&some, &[history[0].clone()], 1, 100, 1), ["a@20261101T010000Z"]);
+        assert_eq!(ids(&some, &[history[0].clone(), cut("failed")], 2, 100, 1)[1], "b@20261101T010000Z");
+        // What a limit cut off was not drilled.
+        assert_eq!(ids(&dumps, &[history[0].clone(), cut("skipped")], 3, 100, 1)[2], "b@20261101T010000Z");
         // By chance, and the same by the same seed; each has its turn.
         let firsts: std::collections::BTreeSet<String> =
             (0..40).flat_map(|seed| ids(&dumps, &[], 1, 100, seed)).collect();

@@ -1,6 +1,6 @@
 //! Any program as a driver: what is called `bak-driver-NAME` on PATH is the driver `NAME`.
 //!
-//! The protocol, which the README tells in full: its one argument is the command, `list`, `dump`, `verify` or `restore`; the
+//! The protocol, which the README tells in full: its one argument is the command, `list`, `dump`, `verify`, `restore` or `undrill`; the
 //! record of the guest or dump is a line of JSON on its standard input, and what a script needs most is in its environment
 //! (`BAK_VM`, `BAK_BASE`, …); what it has to say are lines of JSON on its standard output; words for people go to standard
 //! error. Of data there is one way in: descriptor 3, whose stream becomes one file of the dump, compressed so that a change of it
@@ -11,6 +11,7 @@
 //! dump counts only if the program ended well and every file that it named is there, regular, not empty and nobody else's.
 
 mod data;
+mod drill;
 mod dump;
 mod list;
 mod say;
@@ -21,12 +22,12 @@ use bak_common::config::Config;
 use bak_common::name::{GuestName, Stem, printable};
 use bak_common::record::{Dump, Guest, Record, to_line};
 use bak_common::report::Kind;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Driver, Job, Listed, Made, Order, Progress, Verdict};
+use super::{Cleared, Driver, Job, Listed, Made, Order, Progress, Trial, Verdict};
 use say::{Lines, ToRestore, ToVerify};
 
 /// How long a call may take if nobody says: a mistake must not last for ever, and a large database takes its time.
@@ -126,7 +127,7 @@ impl Exec {
     }
 
     /// What a dump's guest is called in the driver's own list.
-    fn own_name<'a>(vm: &'a GuestName, extra: &'a serde_json::Map<String, Value>) -> &'a str {
+    fn own_name<'a>(vm: &'a GuestName, extra: &'a Map<String, Value>) -> &'a str {
         extra.get(LISTED_AS).and_then(Value::as_str).unwrap_or(vm.as_str())
     }
 
@@ -173,6 +174,18 @@ impl Driver for Exec {
 
     fn dump(&self, job: &Job) -> Result<Made> {
         dump::dump(self, job)
+    }
+
+    fn cannot_drill(&self) -> Option<String> {
+        drill::cannot(self)
+    }
+
+    fn drill(&self, trial: &Trial) -> Result<String> {
+        drill::drill(self, trial)
+    }
+
+    fn clear(&self, token: &str, note: &Map<String, Value>) -> Result<Cleared> {
+        drill::clear(self, token, note)
     }
 
     fn verify(&self, dump: &Dump, dir: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Option<Verdict>> {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::image_restore::{WRITABLE, restore, source_format, stored_format};
 use super::{Order, Progress, Trial};
+use crate::verify::format::patience;
 
 pub fn drill(trial: &Trial) -> Result<String> {
     let sources = || trial.dump.files.iter().map(source_format);
@@ -41,12 +42,11 @@ pub fn drill(trial: &Trial) -> Result<String> {
 }
 
 fn run(words: &[&std::ffi::OsStr], trial: &Trial) -> Result<bak_common::command::Finished> {
-    Program::new("qemu-img")?.args(words.iter().map(|word| word.to_os_string())).holding(trial.hold)?.run_with(
-        |event| match event {
-            Event::Output(_) => Ok(()),
-            Event::Tick => (trial.tick)(Progress { done: 1.0 }),
-        },
-    )
+    let program = Program::new("qemu-img")?.args(words.iter().map(|word| word.to_os_string())).holding(trial.hold)?;
+    program.timeout(patience(trial.dump.bytes)).run_with(|event| match event {
+        Event::Output(_) => Ok(()),
+        Event::Tick => (trial.tick)(Progress { done: 1.0 }),
+    })
 }
 
 fn check(made: &Path, trial: &Trial) -> Result<()> {

@@ -22,7 +22,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::{Order, Progress};
+use super::{Here, Hopeless, Order, Progress};
+pub use copy::size as data_in;
 use target::{Hidden, Target};
 
 /// What `qemu-img convert` can write as one file.
@@ -32,6 +33,8 @@ pub(super) const WRITABLE: [&str; 7] = ["raw", "qcow2", "qed", "vdi", "vmdk", "v
 struct Disk<'a> {
     file: &'a Path,
     bytes: u64,
+    /// What it takes where it has its holes, if that must be told by the record.
+    room: u64,
     stored: &'static str,
     wanted: String,
     target: Target,
@@ -65,7 +68,7 @@ fn plan<'a>(order: &'a Order) -> Result<Vec<Disk<'a>>> {
         }
         let target = Target::open(&path, order.force)?;
         ensure!(seen.insert(target.path().to_owned()), "two of its disks would be written to {}", path.display());
-        disks.push(Disk { file, bytes: entry.bytes, stored, wanted, target });
+        disks.push(Disk { file, bytes: entry.bytes, room: entry.room(), stored, wanted, target });
     }
     check_space(&disks, order.there)?;
     Ok(disks)
@@ -143,11 +146,11 @@ fn refers_to_nothing(file: &Path) -> Result<()> {
     let backing = info.get("backing-filename");
     let data = info.pointer("/format-specific/data/data-file");
     if let Some(other) = backing.or(data) {
-        bail!(
+        return Err(Hopeless::says(format!(
             "{} needs another file, {}, and bak makes no such dumps: it is not restored",
             file.display(),
             printable(&other.to_string())
-        );
+        )));
     }
     Ok(())
 }
@@ -157,7 +160,7 @@ fn check_space(disks: &[Disk], there: bool) -> Result<()> {
     let mut needs: BTreeMap<u64, (u64, &Target)> = BTreeMap::new();
     for disk in disks {
         let bytes = if !there {
-            disk.bytes
+            disk.room
         } else if disk.stored == disk.wanted {
             copy::size(disk.file)?
         } else {
@@ -172,11 +175,10 @@ fn check_space(disks: &[Disk], there: bool) -> Result<()> {
     for (need, target) in needs.into_values() {
         let free = target.free()?;
         let dir = target.path().parent().unwrap_or(Path::new("/")).display();
+        let (needs, has) = (show_size(need), show_size(free));
         ensure!(
             need <= free,
-            "it needs {} ({need} bytes) in {dir}, where only {} ({free} bytes) are free",
-            show_size(need),
-            show_size(free)
+            Here::says(format!("it needs {needs} ({need} bytes) in {dir}, where only {has} ({free} bytes) are free"))
         );
     }
     Ok(())

@@ -13,6 +13,7 @@
 //! of a dump. It runs already when an export begins, as the guest was looked at just before. VBoxManage is asked to end (SIGTERM)
 //! when time is up or we die: that has the service give up the export, too.
 
+mod drill;
 mod export;
 mod import;
 mod info;
@@ -26,13 +27,13 @@ use bak_common::name::GuestName;
 use bak_common::record::Guest;
 use bak_common::report::Kind;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use super::{Driver, Job, Listed, Made, Order, Progress};
+use super::{Cleared, Driver, Job, Listed, Made, Order, Progress, Trial};
 use info::Info;
 
 pub const NAME: &str = "vbox";
@@ -192,5 +193,13 @@ impl Driver for Vbox {
 
     fn restore(&self, order: &Order) -> Result<Vec<String>> {
         import::restore(self, order)
+    }
+
+    fn drill(&self, trial: &Trial) -> Result<String> {
+        drill::drill(self, trial)
+    }
+
+    fn clear(&self, token: &str, note: &Map<String, Value>) -> Result<Cleared> {
+        drill::clear(self, token, note)
     }
 }

@@ -40,7 +40,7 @@ impl<'a> Sources<'a> {
     ) -> Result<Self> {
         let sources = |places, own| Self { session, args, budget, places, own };
         if let Some(from) = from {
-            let origin = origin::origin(from, places, session)?;
+            let origin = origin::from(from, places, session)?;
             return Ok(sources(vec![(from.display().to_string(), State::New(origin))], false));
         }
         let elsewhere = origin::destinations(places, session)?;

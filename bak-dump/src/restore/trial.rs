@@ -11,7 +11,6 @@ use std::path::Path;
 
 use super::Cli;
 use crate::drill::{self, Request};
-use crate::fetch::Budget;
 use crate::origin::{self, Origin};
 use crate::place::Place;
 
@@ -19,7 +18,7 @@ use crate::place::Place;
 #[command(next_help_heading = "Drill")]
 pub struct DrillArgs {
     /// Bring a sample of the newest good dumps back on trial, check and remove them: images in a directory of ours, guests of Proxmox
-    /// under a free number with their network down, never started. Names, patterns and ids say of which guests [default: all]; without
+    /// and VirtualBox under a number or name of the drill's without network, never started. Names, patterns and ids say of which guests [default: all]; without
     /// --from from the store
     #[arg(long, conflicts_with_all = ["new_name", "format", "force"])]
     pub drill: bool,
@@ -42,14 +41,14 @@ pub fn drill_some(cli: &Cli, session: &Session) -> Result<u8> {
         return Err(Kind::Usage.says("--drill does not read standard input: name guests, or none"));
     }
     let mut origin = match &cli.from {
-        Some(from) => origin::origin(from, &cli.places, session)?,
+        Some(from) => origin::from(from, &cli.places, session)?,
         None => Origin::Dir(cli.places.store(&session.config)?),
     };
     if let Origin::Far(place) = &mut origin {
         cli.drill.limits.apply(std::slice::from_mut(&mut place.dest))?;
     }
     stop::heed()?;
-    let mut place = Place::open(session, origin, &cli.fetch, Budget::Within)?;
+    let Some(mut place) = Place::open_within(session, origin, &cli.fetch)? else { return Ok(0) };
     let listing = place.take_listing();
     listing.report_at(Path::new(&place.shown()), &session.report);
     let selector = Selector::new(&cli.dumps, Filter::default(), cli.dumps.is_empty())?;

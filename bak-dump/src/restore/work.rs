@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use super::Cli;
 use crate::bar::step;
 use crate::check::{Compared, compare};
-use crate::driver::{self, Order, Progress};
+use crate::driver::{self, Decision, Order, Progress};
+use crate::proof::prove;
 
 /// What it takes to bring one dump back.
 pub struct Work<'a> {
@@ -45,22 +46,31 @@ impl Work<'_> {
         Ok(planned)
     }
 
-    /// Compares every file with the dump's record, whole.
+    /// Compares every file with the dump's record, whole; what has no SHA-256 there is looked at by the tools of its format.
     pub fn check(&self, store: &Store, entry: &Entry) -> Result<()> {
-        self.judge(entry, compare(store, entry, true, &step(self.bar, "checking"))?)
+        let compared = compare(store, entry, true, &step(self.bar, "checking"))?;
+        match self.prove(store, entry, &compared)? {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
+        }
     }
 
-    pub fn judge(&self, entry: &Entry, compared: Compared) -> Result<()> {
-        match compared {
-            Compared::Differs(why) => bail!("{why}"),
-            Compared::Same { unhashed } => {
-                for name in unhashed {
-                    let text = format!("{name} has no SHA-256 in its record: only its size was checked");
-                    self.session.report.warn(entry.dump.id.as_str(), &text);
-                }
-                Ok(())
-            }
+    /// Why a dump that was compared is no good, if that is so. Says what else was looked at where there is no SHA-256.
+    pub fn prove(&self, store: &Store, entry: &Entry, compared: &Compared) -> Result<Option<String>> {
+        let (decision, why) = prove(&self.session.config, store, entry, compared, &step(self.bar, "checking"))?;
+        if decision == Decision::Bad {
+            return Ok(Some(why));
         }
+        if let Compared::Same { unhashed } = compared
+            && let Some(name) = unhashed.first()
+        {
+            let text = match decision {
+                Decision::Good => format!("{name} has no SHA-256 in its record: checked by its size and {why}"),
+                _ => format!("{why}: it is brought back unproved"),
+            };
+            self.session.report.warn(entry.dump.id.as_str(), &text);
+        }
+        Ok(None)
     }
 
     pub fn write(&self, store: &Store, entry: &Entry, written: &mut HashSet<String>) -> Result<Vec<String>> {

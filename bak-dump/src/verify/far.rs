@@ -3,6 +3,7 @@
 use anyhow::{Result, anyhow};
 use bak_common::far::LimitReached;
 use bak_common::store::Entry;
+use bak_common::units::show_size;
 use std::collections::{HashMap, HashSet};
 
 use super::judge::{Depth, judge};
@@ -45,14 +46,21 @@ impl Verifier<'_> {
         self.mark_there();
         let bar = bar(self.session, &entry.dump);
         let Place::There(source) = &mut self.place else { return Err(anyhow!("it is no far side")) };
+        let more = match subjects.len() - 1 {
+            0 => String::new(),
+            more => format!("; {more} more to be looked at"),
+        };
         if source.is_spent() {
-            return Ok(Outcome::Skipped("too little is left of the limits: it is not fetched".into()));
+            let why = format!("too little is left of the limits: it is not fetched{more}");
+            return Ok(Outcome::Skipped(why));
         }
         let copy = match source.fetch(entry, &step(&bar, "fetching")) {
             Err(error) if error.is::<LimitReached>() => {
-                return Ok(Outcome::Skipped(
-                    "the limit is reached: what has come is kept, and the next run goes on".into(),
-                ));
+                let (lacks, all) = (show_size(source.lacks(entry)), show_size(entry.dump.bytes));
+                let why = format!(
+                    "the limit is reached: {lacks} of {all} are still to come; what has come is kept, and the next run goes on{more}"
+                );
+                return Ok(Outcome::Skipped(why));
             }
             copy => copy?,
         };

@@ -1,21 +1,62 @@
 //! What the format of a dump's files can prove about them: checks by the tools that know it. They see damage that was there
 //! before the file was hashed, and are all there is for a file that never was.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bak_common::command::{Event, Finished, Program};
+use bak_common::config::Config;
 use bak_common::store::{Entry, Store};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde_json::json;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use super::ova;
-use crate::driver::{Decision, Driver};
+use crate::driver::exec::Exec;
+use crate::driver::{Decision, Driver, Progress};
 
 /// The longest report of qemu-img that is read, in bytes.
 const REPORT_MAX: usize = 16 << 20;
+
+/// How often it is looked whether time is up.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// How long one program may look at one file if nobody says: an hour, and a second for each MiB. That is slow for any disk, and
+/// leaves time for holes, which take none of it.
+pub fn patience(bytes: u64) -> Duration {
+    Duration::from_secs(3600 + (bytes >> 20))
+}
+
+/// What a check works with.
+struct Checker<'a> {
+    tick: &'a dyn Fn() -> Result<()>,
+    /// When it must have ended.
+    until: Instant,
+    limit: Duration,
+}
+
+impl Checker<'_> {
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs a program that only looks; `hear` is given what it prints.
+    fn run(&self, program: Program, mut hear: impl FnMut(&[u8]) -> Result<()>) -> Result<Finished> {
+        program.timeout(self.limit).run_with(|event| match event {
+            Event::Output(bytes) => hear(bytes),
+            Event::Tick => (self.tick)(),
+        })
+    }
+
+    fn overdue(&self, name: &str) -> Result<()> {
+        ensure!(!self.left().is_zero(), "{name} took longer than {} s and was stopped", self.limit.as_secs());
+        (self.tick)()
+    }
+}
 
 /// How a file is packed, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,26 +107,51 @@ fn kind(name: &str) -> (Pack, Holds) {
     }
 }
 
-/// Checks one file of a dump. An error says what could not be run or read, which proves nothing.
-pub fn check(store: &Store, entry: &Entry, name: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+/// What the tools of their formats find of these files of a dump, and the driver that made it, by name. An error says what could
+/// not be run or read, which proves nothing.
+pub fn check_all(
+    config: &Config,
+    store: &Store,
+    entry: &Entry,
+    names: &[String],
+    tick: &dyn Fn(Progress) -> Result<()>,
+) -> Result<Vec<(String, Found)>> {
+    let mut found = Vec::new();
+    let mut done = 0_u64;
+    for file in entry.dump.files.iter().filter(|file| names.contains(&file.name)) {
+        let at = Progress { done: done as f64 / entry.dump.bytes.max(1) as f64 };
+        let limit = config.vzdump_flags.timeout.map_or(patience(file.bytes), |span| Duration::from_secs(span.0));
+        let checker = Checker { tick: &|| tick(at), until: Instant::now() + limit, limit };
+        let seen = check(store, entry, &file.name, &checker).with_context(|| format!("cannot check {}", file.name))?;
+        found.push((file.name.clone(), seen));
+        done += file.bytes;
+    }
+    if let Some(driver) = Exec::installed(&entry.dump.driver, config)? {
+        found.extend(by_driver(&driver, store, entry, &|| tick(Progress { done: 1.0 }))?);
+    }
+    Ok(found)
+}
+
+/// Checks one file of a dump.
+fn check(store: &Store, entry: &Entry, name: &str, checker: &Checker) -> Result<Found> {
     let (pack, holds) = kind(name);
     let open = || store.open_file(entry, name);
     match (pack, holds) {
-        (Pack::None, Holds::Qcow2) => qcow2(&store.path().join(&entry.place).join(name), tick),
-        (Pack::None, Holds::Ova) => ova::check(open()?, tick),
-        (Pack::None, Holds::Tar) => tar(open()?.into(), "tar -t", tick),
-        (Pack::None, Holds::Vma) => match vma(open()?.into(), tick)? {
+        (Pack::None, Holds::Qcow2) => qcow2(&store.path().join(&entry.place).join(name), checker),
+        (Pack::None, Holds::Ova) => ova::check(open()?, checker.tick),
+        (Pack::None, Holds::Tar) => tar(open()?.into(), "tar -t", checker),
+        (Pack::None, Holds::Vma) => match vma(open()?.into(), checker)? {
             Some(found) => Ok(found),
             None => Ok(missing("vma")),
         },
         (Pack::None, Holds::Other) => Ok(unknown()),
-        (_, Holds::Tar | Holds::Vma) if holds == Holds::Tar || has("vma") => unpacked(pack, holds, &open, tick),
-        _ => packed(pack, open()?, tick),
+        (_, Holds::Tar | Holds::Vma) if holds == Holds::Tar || has("vma") => unpacked(pack, holds, &open, checker),
+        _ => packed(pack, open()?, checker),
     }
 }
 
 /// Has the driver that made a dump look at it. By which name, and what it found, if it has an opinion.
-pub fn by_driver(
+fn by_driver(
     driver: &dyn Driver,
     store: &Store,
     entry: &Entry,
@@ -127,20 +193,12 @@ fn tool(pack: Pack) -> Option<(&'static str, [&'static str; 2], [&'static str; 2
     }
 }
 
-/// Runs a program that only looks.
-fn run(program: Program, tick: &dyn Fn() -> Result<()>) -> Result<Finished> {
-    program.run_with(|event| match event {
-        Event::Output(_) => Ok(()),
-        Event::Tick => tick(),
-    })
-}
-
-fn packed(pack: Pack, file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+fn packed(pack: Pack, file: File, checker: &Checker) -> Result<Found> {
     let Some((name, test, _)) = tool(pack) else { return Ok(unknown()) };
     if !has(name) {
         return Ok(missing(name));
     }
-    let finished = run(Program::new(name)?.args(test).stdin(file.into()), tick)?;
+    let finished = checker.run(Program::new(name)?.args(test).stdin(file.into()), |_| Ok(()))?;
     Ok(match finished.status.success() {
         true => Found::Sound(format!("{name} -t")),
         false => Found::Bad(format!("{:#}", finished.error())),
@@ -148,7 +206,7 @@ fn packed(pack: Pack, file: File, tick: &dyn Fn() -> Result<()>) -> Result<Found
 }
 
 /// Unpacks into the program that knows what is in it. Both must be content: one that is fed nothing may be, too.
-fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, checker: &Checker) -> Result<Found> {
     let Some((name, _, unpack)) = tool(pack) else { return Ok(unknown()) };
     if !has(name) {
         return Ok(missing(name));
@@ -161,41 +219,58 @@ fn unpacked(pack: Pack, holds: Holds, open: &dyn Fn() -> Result<File>, tick: &dy
     let mut rest = File::from(out.as_fd().try_clone_to_owned().context("cannot share a pipe")?);
     let what = format!("{name} -dc | {}", if holds == Holds::Tar { "tar -t" } else { "vma verify -" });
     let inner = match holds {
-        Holds::Tar => tar(out.into(), &what, tick),
-        _ => vma(out.into(), tick).map(|found| found.unwrap_or(Found::Plausible(String::new()))),
+        Holds::Tar => tar(out.into(), &what, checker),
+        _ => vma(out.into(), checker).map(|found| found.unwrap_or(Found::Plausible(String::new()))),
     };
-    let inner = inner.and_then(|found| drain(&mut rest, tick).map(|()| found));
-    if inner.is_err() {
-        bak_common::command::stop(&mut child);
-    }
+    let both = inner.and_then(|found| {
+        drain(&mut rest, name, checker)?;
+        Ok((found, ended(&mut child, name, checker)?))
+    });
+    let (inner, status) = both.inspect_err(|_| bak_common::command::stop(&mut child))?;
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
         // What it says last is enough, and it says little.
         let _ = stderr.take(8 << 10).read_to_string(&mut said);
     }
-    let status = child.wait().with_context(|| format!("cannot wait for {name}"))?;
     let unpacking = Finished { name: name.into(), status, stdout: Vec::new(), stderr: said };
     // What broke the stream is the reason; that the inner program then found its end missing follows from it.
-    Ok(match inner? {
+    Ok(match inner {
         _ if !unpacking.status.success() => Found::Bad(format!("{:#}", unpacking.error())),
         Found::Bad(why) => Found::Bad(why),
         _ => Found::Sound(what),
     })
 }
 
-fn drain(from: &mut File, tick: &dyn Fn() -> Result<()>) -> Result<()> {
+fn drain(from: &mut File, name: &str, checker: &Checker) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
-    while from.read(&mut buffer).context("cannot read what was unpacked")? > 0 {
-        tick()?;
+    loop {
+        let ready = poll(&mut [PollFd::new(&*from, PollFlags::IN)], Some(&LOOK));
+        match ready {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) if from.read(&mut buffer).context("cannot read what was unpacked")? == 0 => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error).context("cannot wait for what is unpacked"),
+        }
+        checker.overdue(name)?;
     }
-    Ok(())
 }
 
-fn tar(input: Stdio, what: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+/// Waits for a program whose output has ended.
+fn ended(child: &mut Child, name: &str, checker: &Checker) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {name}"))? {
+            return Ok(status);
+        }
+        checker.overdue(name)?;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn tar(input: Stdio, what: &str, checker: &Checker) -> Result<Found> {
     if !has("tar") {
         return Ok(missing("tar"));
     }
-    let finished = run(Program::new("tar")?.args(["-t", "-f", "-"]).stdin(input), tick)?;
+    let finished = checker.run(Program::new("tar")?.args(["-t", "-f", "-"]).stdin(input), |_| Ok(()))?;
     // Its headers have checksums, what lies between them has none.
     Ok(match finished.status.success() {
         true => Found::Plausible(what.into()),
@@ -204,11 +279,11 @@ fn tar(input: Stdio, what: &str, tick: &dyn Fn() -> Result<()>) -> Result<Found>
 }
 
 /// Nothing where Proxmox's program is not there. It sees what is cut off or out of place, not what is in the clusters.
-fn vma(input: Stdio, tick: &dyn Fn() -> Result<()>) -> Result<Option<Found>> {
+fn vma(input: Stdio, checker: &Checker) -> Result<Option<Found>> {
     if !has("vma") {
         return Ok(None);
     }
-    let finished = run(Program::new("vma")?.args(["verify", "-"]).stdin(input), tick)?;
+    let finished = checker.run(Program::new("vma")?.args(["verify", "-"]).stdin(input), |_| Ok(()))?;
     Ok(Some(match finished.status.success() {
         true => Found::Plausible("vma verify".into()),
         false => Found::Bad(format!("{:#}", finished.error())),
@@ -216,7 +291,7 @@ fn vma(input: Stdio, tick: &dyn Fn() -> Result<()>) -> Result<Option<Found>> {
 }
 
 /// The image alone: whatever it names as its backing file is not opened.
-fn qcow2(path: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
+fn qcow2(path: &Path, checker: &Checker) -> Result<Found> {
     if !has("qemu-img") {
         return Ok(missing("qemu-img"));
     }
@@ -236,13 +311,10 @@ fn qcow2(path: &Path, tick: &dyn Fn() -> Result<()>) -> Result<Found> {
     let image = json!({"driver": "qcow2", "backing": null, "file": {"driver": "file", "filename": path}});
     let program = Program::new("qemu-img")?.args(["check", "--output=json"]).arg(format!("json:{image}"));
     let mut report = Vec::new();
-    let finished = program.run_with(|event| match event {
-        Event::Output(bytes) if report.len() + bytes.len() > REPORT_MAX => bail!("qemu-img check prints too much"),
-        Event::Output(bytes) => {
-            report.extend_from_slice(bytes);
-            Ok(())
-        }
-        Event::Tick => tick(),
+    let finished = checker.run(program, |bytes| {
+        ensure!(report.len() + bytes.len() <= REPORT_MAX, "qemu-img check prints too much");
+        report.extend_from_slice(bytes);
+        Ok(())
     })?;
     // 3: clusters that nothing uses, which costs space and no more.
     Ok(match finished.status.code() {

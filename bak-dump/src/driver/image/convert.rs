@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bak_common::command::{Event, Finished, Program};
 use bak_common::fsio;
 use bak_common::hash::hash;
-use bak_common::record::FileEntry;
+use bak_common::record::{ALLOCATED, FileEntry};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use super::Format;
 use super::info::Disk;
+use crate::driver::image_restore::data_in;
 use crate::driver::{Job, Progress};
 
 /// How often what was written so far is sent to the disk.
@@ -46,7 +47,11 @@ pub fn dump(disks: &[Disk], format: Format, job: &Job) -> Result<Vec<FileEntry>>
             before += disk.allocated.max(1);
             finishing.push(scope.spawn(move || {
                 let (bytes, sha256) = finish(&name, format, job).with_context(|| format!("cannot finish {name}"))?;
-                Ok(FileEntry { name, bytes, sha256: Some(sha256), extra: notes(number, disk) })
+                let mut extra = notes(number, disk);
+                if format == Format::Raw {
+                    extra.insert(ALLOCATED.into(), data_in(&job.dir.join(&name))?.into());
+                }
+                Ok(FileEntry { name, bytes, sha256: Some(sha256), extra })
             }));
         }
         finishing.into_iter().map(join).collect()

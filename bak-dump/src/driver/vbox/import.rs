@@ -4,7 +4,8 @@
 //! whole, under a name of its own; so there is room needed for both. An import makes a machine with a UUID of its own: to bak it
 //! is another guest of the same name.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use bak_common::lock::Lock;
 use bak_common::name::printable;
 use bak_common::record::State;
 use bak_common::report::Kind as Status;
@@ -34,7 +35,7 @@ pub fn restore(vbox: &Vbox, order: &Order) -> Result<Vec<String>> {
         return Ok(plan.commands().iter().map(|words| line(words)).collect());
     }
     let mut commands = plan.commands().into_iter();
-    run(vbox, "import", commands.next().unwrap_or_default(), order.tick)?;
+    run(vbox, "import", commands.next().unwrap_or_default(), order.hold, order.tick)?;
     let uuid = imported(vbox, &plan, &machines)?;
     if let Some(old) = &plan.old {
         replace(vbox, &plan, old, &uuid)
@@ -43,10 +44,12 @@ pub fn restore(vbox: &Vbox, order: &Order) -> Result<Vec<String>> {
     Ok(vec![format!("{} {{{uuid}}}", plan.name)])
 }
 
+pub(super) fn not_one(files: usize) -> Error {
+    anyhow!("a dump of VirtualBox is one OVA, and this one has {files} files")
+}
+
 fn plan(order: &Order, machines: &[Machine]) -> Result<Plan> {
-    let [ova] = order.files else {
-        bail!("a dump of VirtualBox is one OVA, and this one has {} files", order.files.len())
-    };
+    let [ova] = order.files else { return Err(not_one(order.files.len())) };
     ensure!(
         order.format.is_none(),
         Status::Usage.says("--format is for disk images: VirtualBox restores what it exported")
@@ -89,7 +92,7 @@ fn plan(order: &Order, machines: &[Machine]) -> Result<Plan> {
 }
 
 /// Where VirtualBox makes the machine's own folder.
-fn folder(to: &Path) -> Result<PathBuf> {
+pub(super) fn folder(to: &Path) -> Result<PathBuf> {
     ensure!(
         to.is_dir(),
         Status::Usage.says(format!("--to {}: a guest of VirtualBox goes into a directory that is there", to.display()))
@@ -117,7 +120,7 @@ impl Plan {
     }
 }
 
-fn remove(uuid: &str) -> Vec<OsString> {
+pub(super) fn remove(uuid: &str) -> Vec<OsString> {
     [PROGRAM, "unregistervm", uuid, "--delete"].map(OsString::from).into()
 }
 
@@ -125,9 +128,20 @@ fn rename(machine: &str, name: &str) -> Vec<OsString> {
     [PROGRAM, "modifyvm", machine, "--name", name].map(OsString::from).into()
 }
 
-fn run(vbox: &Vbox, command: &str, words: Vec<OsString>, tick: &dyn Fn(Progress) -> Result<()>) -> Result<()> {
+/// `hold`: a lock that it must hold, too.
+pub(super) fn run(
+    vbox: &Vbox,
+    command: &str,
+    words: Vec<OsString>,
+    hold: Option<&Lock>,
+    tick: &dyn Fn(Progress) -> Result<()>,
+) -> Result<()> {
     let log = tempfile::tempfile().context("cannot make a temporary file")?;
-    let finished = vbox.work(Vbox::program()?.args(words.into_iter().skip(1)), log, tick)?;
+    let mut program = Vbox::program()?.args(words.into_iter().skip(1));
+    if let Some(lock) = hold {
+        program = program.holding(lock)?;
+    }
+    let finished = vbox.work(program, log, tick)?;
     if finished.status.success() { Ok(()) } else { Err(say::error(command, &finished)) }
 }
 
@@ -145,9 +159,9 @@ fn replace(vbox: &Vbox, plan: &Plan, old: &str, new: &str) -> Result<()> {
     let tick = |_| Ok(());
     if let Some(info) = vbox.machine(old)? {
         ensure!(info.state() == State::Stopped, "the old one is in use by now ({})", info.since());
-        run(vbox, "unregistervm", remove(old), &tick)?;
+        run(vbox, "unregistervm", remove(old), None, &tick)?;
     }
-    run(vbox, "modifyvm", rename(new, &plan.name), &tick)
+    run(vbox, "modifyvm", rename(new, &plan.name), None, &tick)
 }
 
 /// A command as a shell reads it.

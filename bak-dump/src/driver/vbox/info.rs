@@ -110,6 +110,15 @@ impl Info {
         (!time.is_empty()).then_some(time)
     }
 
+    /// The numbers of its network cards.
+    pub fn network_cards(&self) -> Vec<String> {
+        let card = |(key, value): &(String, String)| {
+            let number = key.strip_prefix("nic").filter(|number| number.parse::<u32>().is_ok())?;
+            (value != "none").then(|| number.to_owned())
+        };
+        self.0.iter().filter_map(card).collect()
+    }
+
     /// Its disks. Not images of CDs, which are not dumped and change places all day.
     pub fn disks(&self) -> Vec<Disk<'_>> {
         let mut disks: Vec<Disk> = Vec::new();

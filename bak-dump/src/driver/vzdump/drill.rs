@@ -14,7 +14,7 @@ use std::ffi::OsString;
 
 use super::restore::{holder, restore};
 use super::{Kind, Vzdump};
-use crate::driver::{Cleared, Order, Trial};
+use crate::driver::{Cleared, Here, Order, Trial};
 use bak_common::name::GuestName;
 
 /// The numbers that trials take, from the highest on: whoever counts up never gets there.
@@ -25,7 +25,7 @@ const DOWN: &str = "link_down=1";
 
 pub fn drill(driver: &Vzdump, trial: &Trial) -> Result<String> {
     let kind = Kind::of(&trial.dump.kind).with_context(|| format!("`{}` is no kind of guest", trial.dump.kind))?;
-    let id = free(driver)?;
+    let id = free(driver).map_err(Here::of)?;
     let note = json!({"vmid": id, "kind": kind.as_str()});
     (trial.note)(note.as_object().unwrap_or(&Map::new()))?;
     let name = GuestName::new(id.to_string())?;
@@ -52,8 +52,11 @@ pub fn drill(driver: &Vzdump, trial: &Trial) -> Result<String> {
     let tamed = tame(driver, kind, id, trial);
     let removed = destroy(driver, kind, id, trial);
     let seen = match (tamed, removed) {
-        (Err(error), Err(other)) => return Err(error.context(format!("and it could not be removed: {other:#}"))),
-        (tamed, removed) => tamed.and_then(|seen| removed.map(|()| seen))?,
+        (Err(error), Err(other)) => {
+            return Err(Here::of(error.context(format!("and it could not be removed: {other:#}"))));
+        }
+        // It came back: whatever else goes wrong is not the dump's.
+        (tamed, removed) => tamed.and_then(|seen| removed.map(|()| seen)).map_err(Here::of)?,
     };
     Ok(format!("restored as {} {id} with {seen}, never started, removed", kind.as_str()))
 }
