@@ -156,13 +156,20 @@ impl Lock {
         self.write(&serde_json::to_vec(holder).context("cannot describe the holder of a lock")?)
     }
 
-    /// Makes `bytes` the content of the lock's file. Not flushed.
-    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+    /// Makes `json` the content of the lock's file. Not flushed.
+    pub fn write(&self, json: &[u8]) -> Result<()> {
         let mut file = &self.file;
-        // Cut to size afterwards: on a full disk the block that it has must not be given away first.
-        let written =
-            file.rewind().and_then(|()| file.write_all(bytes)).and_then(|()| file.set_len(bytes.len() as u64));
-        written.context("cannot write into a lock")
+        let mut write = || {
+            let there = usize::try_from(file.metadata()?.len()).unwrap_or_default().min(SIGN_MAX);
+            // Spaces over what was longer: whoever dies before it is cut to size has written it, and lost no generation.
+            let mut bytes = json.to_vec();
+            bytes.resize(json.len().max(there), b' ');
+            file.rewind()?;
+            file.write_all(&bytes)?;
+            // Only now: on a full disk the block that it has must not be given away first.
+            file.set_len(json.len() as u64)
+        };
+        write().context("cannot write into a lock")
     }
 
     /// Flushes what [`Lock::sign`] wrote.

@@ -359,14 +359,18 @@ impl Verifier<'_> {
         format::check_all(&self.session.config, store, entry, &names, checking)
     }
 
-    /// Writes the verdict into the sidecar, and into those of the outboxes where the same files wait.
+    /// Writes the verdict into the sidecars of the outboxes where the same files wait, and last into its own: as long as that
+    /// lacks it, `--reverify-after` does not leave the dump out.
     fn mark(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
-        self.mark_in(store, entry, verify)?;
         let places = &self.cli.places;
-        if places.dest.is_empty() && places.outbox.is_none() && self.session.config.dest.is_empty() {
-            return Ok(());
+        if !(places.dest.is_empty() && places.outbox.is_none() && self.session.config.dest.is_empty()) {
+            self.mark_waiting(entry, verify)?;
         }
-        for dest in places.destinations(&self.session.config, &[])? {
+        self.mark_in(store, entry, verify)
+    }
+
+    fn mark_waiting(&self, entry: &Entry, verify: &Verify) -> Result<()> {
+        for dest in self.cli.places.destinations(&self.session.config, &[])? {
             if !dest.outbox.exists() {
                 continue;
             }

@@ -5,13 +5,14 @@ mod archives;
 
 use archives::{DATE, NOW, archive, names, path, scan};
 use bak_tests::pve::Node;
-use bak_tests::{Kit, Ran, bin, check_store, finish, noise, sha256_file, strace};
+use bak_tests::rig::{self, Rig};
+use bak_tests::{Kit, Ran, Seen, bin, check_store, finish, noise, sha256_file, strace};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::process::Command;
 
 /// Archives in memory, with what must not change.
 struct Scene {
@@ -27,7 +28,7 @@ impl Scene {
 
     /// Of guests with these numbers, which have equally many digits.
     fn of(numbers: Range<u32>) -> Self {
-        let kit = Kit::new_in(Path::new("/dev/shm"));
+        let kit = Kit::in_memory();
         for id in numbers.clone() {
             archive(&kit, "lxc", id, ".tar.zst", 300);
         }
@@ -43,105 +44,85 @@ impl Scene {
     }
 
     /// What must hold at any moment; which dumps are whole.
-    fn always(&self, point: &str) -> Vec<String> {
+    fn look(&self) -> Vec<String> {
         for (name, content) in &self.files {
-            assert!(fs::read(path(&self.kit, name)).ok().as_ref() == Some(content), "{point}: {name}");
+            assert!(fs::read(path(&self.kit, name)).ok().as_ref() == Some(content), "{name}");
         }
         let seen = check_store(&self.kit.store());
-        assert!(seen.broken.is_empty(), "{point}: {seen:?}");
+        assert!(seen.broken.is_empty(), "{seen:?}");
         let sidecars = names(&self.kit).len() - self.files.len();
-        assert_eq!(sidecars, seen.whole.len(), "{point}: only sidecars come: {:?}", names(&self.kit));
+        assert_eq!(sidecars, seen.whole.len(), "only sidecars come: {:?}", names(&self.kit));
         seen.whole
     }
+}
 
-    /// The next run adopts the rest, and the one after that nothing.
-    fn finishes(&self, point: &str) {
-        let before = self.always(point);
+impl rig::Scene for Scene {
+    fn kit(&self) -> &Kit {
+        &self.kit
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.kit.command(bin("bak-scan"));
+        command.args(&self.argv()[1..]);
+        command
+    }
+
+    fn always(&self) {
+        self.look();
+    }
+
+    /// What is said to be adopted is.
+    fn met(&self, ran: &Ran) {
+        let (said, whole) = (ran.column("id"), self.look());
+        assert!(said.iter().all(|id| whole.contains(id)), "{said:?} but {whole:?}: {}", ran.err);
+    }
+
+    /// It adopts the rest, and the one after that nothing.
+    fn again(&self, before: &[Seen]) {
         let ran = scan(&self.kit, &[]).clean();
-        assert_eq!(ran.records().len() + before.len(), self.ids.len(), "{point}: {before:?}, then {}", ran.out);
-        assert_eq!(self.always(point), self.ids, "{point}");
-        assert_eq!(scan(&self.kit, &[]).clean().out, "", "{point}");
+        let before = &before[0].whole;
+        assert_eq!(ran.records().len() + before.len(), self.ids.len(), "{before:?}, then {}", ran.out);
         self.kit.run("bak-test-store", ["recover".into(), self.kit.store().into_os_string()]).clean();
-        assert!(check_store(&self.kit.store()).unfinished.is_empty(), "{point}");
+    }
+
+    fn done(&self) {
+        assert_eq!(self.look(), self.ids);
+        assert_eq!(scan(&self.kit, &[]).clean().out, "");
     }
 }
 
 #[test]
-fn killed_at_every_call() {
+fn killed_or_with_a_failing_disk() {
     let counting = Scene::new(2);
     let calls = strace::calls(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
     // The first `.bak/drop`, both archives, which nobody has flushed so far, and both sidecars, before any sidecar appears.
     let made = calls.iter().skip_while(|(_, line)| !(line.starts_with("mkdirat") && line.contains(".adopting")));
     let before = made.take_while(|(name, _)| name != "renameat2");
     assert_eq!(before.filter(|(name, _)| name == "fsync").count(), 5);
-    assert_eq!(counting.always("counted"), counting.ids);
-    let counting = Scene::new(2);
-    let calls = strace::count(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
-    let points: usize = calls.values().sum();
-    assert!(points > 50 && calls.contains_key("fsync"), "{calls:?}");
-    for (name, count) in calls {
-        for when in 1..=count {
-            let scene = Scene::new(2);
-            strace::inject(&scene.kit, &scene.argv(), &name, "signal=KILL", when);
-            scene.finishes(&format!("killed at {name} {when} of {count}"));
-        }
-    }
+    let rig = Rig::new("bak-scan, two").errors(&[("newfstatat", &["EIO"]), ("pread64", &["EIO"])]);
+    rig.run(|| Scene::new(2));
 }
 
 /// From some dozens on all are flushed by one call.
 #[test]
-fn killed_while_many_are_adopted() {
+fn killed_or_with_a_failing_disk_while_many_are_adopted() {
     let counting = Scene::new(33);
     let calls = strace::calls(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
     let flushes = |name: &str| calls.iter().filter(|(call, _)| call == name).count();
     assert!(flushes("syncfs") == 1 && flushes("fsync") < 10, "{} fsync", flushes("fsync"));
-    for (name, when) in strace::points(&calls).into_iter().chain([("syncfs".to_owned(), 1)]) {
-        let scene = Scene::new(33);
-        strace::inject(&scene.kit, &scene.argv(), &name, "signal=KILL", when);
-        scene.finishes(&format!("killed at {name} {when}"));
-    }
+    Rig::new("bak-scan, many").sample(20).run(|| Scene::new(33));
 }
 
 /// Thousands are adopted part by part, several at a time.
 #[test]
 fn killed_while_thousands_are_adopted() {
+    use rig::Scene as _;
     for (name, when) in [("syncfs", 1), ("renameat2", 1), ("renameat2", 700)] {
         let scene = Scene::of(1000..3600);
         strace::inject(&scene.kit, &scene.argv(), name, "signal=KILL", when);
-        scene.finishes(&format!("killed at {name} {when}"));
-    }
-}
-
-#[test]
-fn a_failing_disk() {
-    let table: [(u32, &str, &[&str]); 9] = [
-        (2, "fsync", &["EIO"]),
-        (33, "syncfs", &["EIO", "ENOSPC"]),
-        (33, "fsync", &["EIO"]),
-        (2, "write", &["ENOSPC", "EDQUOT"]),
-        (2, "renameat2", &["EIO", "EINVAL"]),
-        (2, "mkdirat", &["ENOSPC"]),
-        (2, "unlinkat", &["EIO"]),
-        (2, "newfstatat", &["EIO"]),
-        (2, "pread64", &["EIO"]),
-    ];
-    for (archives, name, errors) in table {
-        let counting = Scene::new(archives);
-        let calls = strace::count(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
-        let count = *calls.get(name).unwrap_or_else(|| panic!("{name} is not called: {calls:?}"));
-        for when in 1..=count {
-            for error in errors {
-                let scene = Scene::new(archives);
-                let point = format!("{name} {when} of {count} fails with {error}");
-                let ran = strace::inject(&scene.kit, &scene.argv(), name, &format!("error={error}"), when);
-                let whole = scene.always(&point);
-                let said = ran.column("id");
-                assert!(said.iter().all(|id| whole.contains(id)), "{point}: {said:?} but {whole:?}: {}", ran.err);
-                assert!(ran.status == 0 || !ran.err.is_empty(), "{point}: it fails silently");
-                assert!(ran.status != 0 || whole == scene.ids, "{point}: all is well, it says: {whole:?}");
-                scene.finishes(&point);
-            }
-        }
+        scene.look();
+        scene.again(&scene.seen());
+        scene.done();
     }
 }
 
@@ -192,7 +173,7 @@ fn adopted_meanwhile_by_another_run() {
     })
     .clean();
     let left = ran.records().into_iter().filter(|left| left["why"] == "it is a dump already").count();
-    assert_eq!((left, scene.always("twice")), (2, scene.ids.clone()));
+    assert_eq!((left, scene.look()), (2, scene.ids.clone()));
     // Many at once: each is adopted, and said to be, once.
     let scene = Scene::new(200);
     let runs: Vec<_> = (0..4)
@@ -204,7 +185,7 @@ fn adopted_meanwhile_by_another_run() {
         .collect();
     let mut said: Vec<String> = runs.into_iter().flat_map(|run| run.join().unwrap().clean().column("id")).collect();
     said.sort();
-    assert_eq!((&said, scene.always("four")), (&scene.ids, scene.ids.clone()));
+    assert_eq!((&said, scene.look()), (&scene.ids, scene.ids.clone()));
 }
 
 /// What bak-prune has decided to remove is neither adopted nor brought back.

@@ -1,34 +1,34 @@
-//! SIGKILL at every system call of a run that links, and of one that copies; and system calls that fail. The outbox is
-//! right at any moment, and the next run finishes the job. `BAK_EVERY_CALL=1` kills also where the disk stays the same.
+//! bak-link while it links, while it copies, and while a newer dump replaces one that waits: killed at every system call, and
+//! with calls that fail. The outbox is right at any moment, and the next run finishes the job.
 
 mod common;
 
-use bak_tests::{Kit, Ran, bin, check_store, strace};
-use common::{NOW, day};
-use std::ffi::OsString;
+use bak_tests::rig::{Rig, Scene};
+use bak_tests::{Kit, Ran, Seen, bin, check_store, finish};
+use common::{Link, NOW, day};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 
 const BOTH: [&str; 2] = ["db@20261119T020000Z", "web@20261119T020000Z"];
-const FOREIGN: [&str; 2] = ["web/readme.txt", "lost.raw"];
 
 /// A store with two guests in memory, and an outbox: there, or in a directory on another file system.
-struct Scene {
+struct Linking {
     kit: Kit,
     outbox: PathBuf,
     _elsewhere: Option<tempfile::TempDir>,
 }
 
-impl Scene {
+impl Linking {
     fn new(copy: bool) -> Self {
-        let kit = Kit::new_in(Path::new("/dev/shm"));
+        let kit = Kit::in_memory();
         kit.dump("web", &day(18), 500);
         kit.dump("web", &day(19), 3000);
         kit.write("store/web/web-20261119T020000Z.log", "log");
         kit.dump("db", &day(19), 2000);
         let elsewhere = copy.then(|| tempfile::Builder::new().prefix("bak-test-").tempdir().unwrap());
         let outbox = elsewhere.as_ref().map_or(kit.path("outbox"), |dir| dir.path().join("outbox"));
-        for name in FOREIGN {
+        for name in ["web/readme.txt", "lost.raw"] {
             let file = outbox.join(name);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, name).unwrap();
@@ -36,122 +36,100 @@ impl Scene {
         Self { kit, outbox, _elsewhere: elsewhere }
     }
 
-    fn argv(&self) -> Vec<OsString> {
-        let fixed = ["--dest", "box=/far", "--copy", "--now", NOW, "--outbox"].map(OsString::from);
-        let store = ["--store".into(), self.kit.store().into_os_string()];
-        let program = bin("bak-link").into_os_string();
-        [program].into_iter().chain(store).chain(fixed).chain([self.outbox.clone().into()]).collect()
+    fn waiting(&self) -> Vec<String> {
+        check_store(&self.outbox).whole
+    }
+}
+
+impl Scene for Linking {
+    fn kit(&self) -> &Kit {
+        &self.kit
     }
 
-    fn run(&self) -> Ran {
-        self.kit.run("bak-link", &self.argv()[1..])
+    fn command(&self) -> Command {
+        let mut command = self.kit.command(bin("bak-link"));
+        command.arg("--store").arg(self.kit.store()).args(["--dest", "box=/far", "--copy", "--now", NOW]);
+        command.arg("--outbox").arg(&self.outbox);
+        command
     }
 
-    /// What must hold at any moment; which dumps are whole.
-    fn always(&self, point: &str) -> Vec<String> {
-        let seen = check_store(&self.outbox);
-        assert!(seen.broken.is_empty(), "{point}: {seen:?}");
-        for name in FOREIGN {
-            assert_eq!(fs::read_to_string(self.outbox.join(name)).ok().as_deref(), Some(name), "{point}: {name}");
+    fn stores(&self) -> Vec<PathBuf> {
+        vec![self.kit.store(), self.outbox.clone()]
+    }
+
+    fn always(&self) {
+        assert_eq!(check_store(&self.kit.store()).whole.len(), 3);
+    }
+
+    /// What is said to be linked is. A failure is one: what failed does not appear by itself, but where that was said.
+    fn met(&self, ran: &Ran) {
+        let (said, waiting) = (ran.column("id"), self.waiting());
+        // A run that broke off as a whole has printed nothing.
+        assert!(said.iter().all(|id| waiting.contains(id)), "{said:?} but {waiting:?}: {}", ran.err);
+        if !ran.err.contains("the next run will") {
+            let later = finish(self.command(), "").clean().column("id");
+            assert_eq!(waiting.len() + later.len(), BOTH.len(), "{waiting:?}, then {later:?}");
         }
-        let store = check_store(&self.kit.store());
-        assert_eq!((store.whole.len(), store.broken.len(), store.strange.len()), (3, 0, 1), "{point}: {store:?}");
-        seen.whole
     }
 
-    /// The next run finishes the job, and the one after that has nothing to do. What the first of them linked.
-    fn finishes(&self, point: &str) -> Vec<String> {
-        let before = self.always(point);
-        let ran = self.run();
-        assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{point}");
-        assert_eq!(self.always(point), BOTH, "{point}");
+    fn again(&self, before: &[Seen]) {
+        let ran = finish(self.command(), "").clean();
         let linked = ran.column("id");
-        assert!(before.iter().all(|id| !linked.contains(id)), "{point}: {before:?} were there, and {linked:?} are new");
-        let seen = check_store(&self.outbox);
-        assert!(seen.unfinished.is_empty(), "{point}: {seen:?}");
-        // The foreign files, and the companion.
-        assert_eq!(seen.strange.len(), FOREIGN.len() + 1, "{point}: {seen:?}");
-        assert!(self.run().clean().out.is_empty(), "{point}");
-        linked
+        assert!(before[1].whole.iter().all(|id| !linked.contains(id)), "they were there: {linked:?}");
     }
-}
 
-fn killed_at_every_call(copy: bool) {
-    let counting = Scene::new(copy);
-    let points = strace::points(&strace::calls(&counting.kit, &counting.argv(), &counting.kit.path("trace")));
-    assert_eq!(counting.always("counted"), BOTH);
-    println!("{} points", points.len());
-    assert!(points.len() > 40, "{points:?}");
-    for (name, when) in points {
-        let scene = Scene::new(copy);
-        strace::inject(&scene.kit, &scene.argv(), &name, "signal=KILL", when);
-        scene.finishes(&format!("killed at {name} {when}"));
+    fn done(&self) {
+        assert_eq!(self.waiting(), BOTH);
+        assert!(finish(self.command(), "").clean().out.is_empty(), "nothing is left to do");
     }
 }
 
 #[test]
-fn killed_at_every_call_while_it_links() {
-    killed_at_every_call(false);
+fn while_it_links() {
+    Rig::new("bak-link, links").run(|| Linking::new(false));
 }
 
 #[test]
-fn killed_at_every_call_while_it_copies() {
-    killed_at_every_call(true);
+fn while_it_copies() {
+    Rig::new("bak-link, copies").errors(&[("pread64", &["EIO"])]).run(|| Linking::new(true));
 }
 
-/// Each of these calls fails once, at each of its turns. What was said to be linked is, and the rest follows.
-fn failing(copy: bool, table: &[(&str, &[&str])]) {
-    let counting = Scene::new(copy);
-    let calls = strace::count(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
-    for (name, errors) in table {
-        let count = *calls.get(*name).unwrap_or_else(|| panic!("{name} is not called: {calls:?}"));
-        for when in 1..=count {
-            for error in *errors {
-                let scene = Scene::new(copy);
-                let point = format!("{name} {when} of {count} fails with {error}");
-                let ran = strace::inject(&scene.kit, &scene.argv(), name, &format!("error={error}"), when);
-                let whole = scene.always(&point);
-                // A run that broke off as a whole has printed nothing.
-                let said = ran.column("id");
-                assert!(said.iter().all(|id| whole.contains(id)), "{point}: {said:?} but {whole:?}: {}", ran.err);
-                assert!(ran.status == 0 || !ran.err.is_empty(), "{point}: it fails silently");
-                assert!(ran.status != 0 || whole == BOTH, "{point}: all is well, it says: {whole:?}");
-                let linked = scene.finishes(&point);
-                let sum = whole.len() + linked.len();
-                // A failure is one: what failed does not appear by itself, but where it was said.
-                assert!(sum == BOTH.len() || ran.err.contains("the next run will"), "{point}: {whole:?}, {linked:?}");
-            }
-        }
+/// A guest whose dump waits and has a newer one.
+struct Replacing(Kit);
+
+impl Scene for Replacing {
+    fn kit(&self) -> &Kit {
+        &self.0
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.0.command(bin("bak-link"));
+        command.arg("--store").arg(self.0.store()).args(["--dest", "box=/far", "--now", NOW]);
+        command
+    }
+
+    fn stores(&self) -> Vec<PathBuf> {
+        vec![self.0.store(), self.0.outbox()]
+    }
+
+    fn always(&self) {
+        assert_eq!(check_store(&self.0.store()).whole.len(), 2);
+        // The newer one is linked before the older one is dropped.
+        assert!(!check_store(&self.0.outbox()).whole.is_empty(), "it has no dump in the outbox");
+    }
+
+    fn done(&self) {
+        assert_eq!(self.0.pending(), ["web@20261119T020000Z"]);
     }
 }
 
 #[test]
-fn a_failing_disk_while_it_links() {
-    failing(
-        false,
-        &[
-            ("fsync", &["EIO"]),
-            ("linkat", &["EIO", "ENOSPC", "EDQUOT"]),
-            ("mkdirat", &["ENOSPC"]),
-            ("renameat", &["EIO"]),
-            ("renameat2", &["EIO", "EINVAL"]),
-            ("unlinkat", &["EIO"]),
-            ("write", &["ENOSPC", "EDQUOT"]),
-        ],
-    );
-}
-
-#[test]
-fn a_failing_disk_while_it_copies() {
-    failing(
-        true,
-        &[
-            ("fsync", &["EIO"]),
-            ("pwrite64", &["ENOSPC", "EIO"]),
-            ("pread64", &["EIO"]),
-            ("renameat2", &["EIO"]),
-            ("ftruncate", &["ENOSPC"]),
-            ("write", &["ENOSPC"]),
-        ],
-    );
+fn while_a_newer_dump_replaces_one_that_waits() {
+    Rig::new("bak-link, replaces").run(|| {
+        let kit = Kit::in_memory();
+        kit.dump("web", &day(18), 300);
+        kit.link(&[]).clean();
+        kit.dump("web", &day(19), 300);
+        Replacing(kit)
+    });
 }

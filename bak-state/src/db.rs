@@ -205,7 +205,21 @@ impl Db {
             }
             fsio::unlink(self.dir(), &temp)?;
         }
+        self.clear_older(before.generation)?;
         Ok(Held::Exclusive { lock, me })
+    }
+
+    /// Removes the files of generations before this one, left by a holder that died just as it was to do so.
+    fn clear_older(&self, generation: u64) -> Result<()> {
+        let old = |name: &str| {
+            let (kind, number) = name.strip_prefix('.')?.rsplit_once('-')?;
+            Some(FILES.contains(&kind) && number.parse::<u64>().ok()? < generation)
+        };
+        let names = fsio::names(self.dir()).with_context(|| format!("cannot list {}", self.what()))?;
+        names
+            .iter()
+            .filter(|(name, _)| old(name) == Some(true))
+            .try_for_each(|(name, _)| fsio::unlink(self.dir(), name))
     }
 
     /// Replaces those of the files that have new content, in this order, all or none but for a crash in between.

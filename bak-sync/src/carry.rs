@@ -206,7 +206,7 @@ impl Pass<'_> {
         match plan::there(dump, &place, &self.basis, &self.listing) {
             There::Sidecar => {
                 self.recognise(dump, &place)?;
-                self.sweep_arrived(dump, &place);
+                self.sweep(dump, &place);
                 return Ok(());
             }
             There::InTheWay(name) => {
@@ -282,7 +282,8 @@ impl Pass<'_> {
         match missing {
             Some(why) => Err(anyhow!("was sent, but the listing says: {why}").into()),
             None => {
-                self.sweep_arrived(dump, &place);
+                // What a run of its has left whose rsync was killed, at either end: nobody asks for it again.
+                self.sweep(dump, &place);
                 Ok(())
             }
         }
@@ -296,13 +297,6 @@ impl Pass<'_> {
             && stop::caught().is_none()
         {
             self.session.report.warn(of, &format!("{what}: {error:#}"));
-        }
-    }
-
-    /// Removes what a run of its has left whose other end was killed: once it has arrived nobody asks for it again.
-    fn sweep_arrived(&mut self, dump: &Dump, place: &str) {
-        if self.far.is_remote() {
-            self.sweep(dump, place);
         }
     }
 

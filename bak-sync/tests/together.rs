@@ -2,14 +2,12 @@
 
 mod common;
 
-use bak_tests::{Kit, Ran, bin, check_store, finish, noise, strace};
+use bak_tests::{Ran, bin, check_store, finish, noise};
 use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 /// `count` dumps of 20 to 80 KB that wait; their ids, in their order.
 fn wait(place: &Place, count: usize) -> Vec<String> {
@@ -188,40 +186,4 @@ fn a_far_side_that_is_full_has_no_dump_in_part_and_gets_the_rest_once_there_is_r
     assert!((5..25).contains(&left.whole.len()), "{left:?}");
     let all = check_store(&place.kit.path("all"));
     assert_eq!((all.whole, all.broken.len(), all.strange.len()), (sorted(ids), 0, 0));
-}
-
-/// At chosen calls of each kind that changes something on disk here, in whichever of its programs and threads.
-#[test]
-fn killed_at_any_system_call_a_batch_loses_nothing_and_is_finished_by_the_next_pass() {
-    const IDS: usize = 10;
-    let mut killed = 0;
-    for name in ["fsync", "renameat", "renameat2", "unlinkat", "mkdirat", "fdatasync"] {
-        for when in [1, 2, 5, 9, 12, 21] {
-            let place = Place { kit: Kit::new_in(Path::new("/dev/shm")), sshd: None, rsyncd: None };
-            fs::create_dir(place.far()).unwrap();
-            place.sync(["--init"]).clean();
-            let ids = sorted(wait(&place, IDS));
-            let (program, args) = place.command([]);
-            let argv: Vec<OsString> =
-                [program.into_os_string()].into_iter().chain(args.into_iter().map(Into::into)).collect();
-            let ran = strace::inject(&place.kit, &argv, name, "signal=KILL", when);
-            let point = format!("{name} {when}");
-            let far = check_store(&place.far());
-            assert!(far.broken.is_empty(), "{point}: {far:?}");
-            let known = [far.whole, check_store(&place.outbox()).whole].concat();
-            assert!(ids.iter().all(|id| known.contains(id)), "{point}: {known:?}");
-            if ran.status == 0 {
-                break;
-            }
-            killed += 1;
-            place.sync([]).clean();
-            let far = check_store(&place.far());
-            assert_eq!((far.whole, far.broken.len(), far.strange.len()), (ids, 0, 0), "{point}");
-            let here = check_store(&place.outbox());
-            assert_eq!((here.whole.len(), here.broken.len(), here.unfinished), (0, 0, vec![]), "{point}");
-            let history = place.kit.sh("find outbox/.bak/sent -name '*.dump.json' | wc -l").clean().out;
-            assert_eq!(history, format!("{IDS}\n"), "{point}");
-        }
-    }
-    assert!(killed > 10, "{killed}");
 }

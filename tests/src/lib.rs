@@ -1,18 +1,21 @@
 //! What the tests share: a temporary place, dumps made by hand, programs run as users run them, and a checker of stores
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
+pub mod checker;
 pub mod clock;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod rig;
 pub mod rsyncd;
 pub mod sshd;
 pub mod strace;
 pub mod vbox;
 
+pub use checker::{Seen, check_store};
+
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -103,6 +106,12 @@ impl Kit {
         let kit = Self { dir: tempfile::Builder::new().prefix("bak-test-").tempdir_in(parent).unwrap() };
         fs::create_dir(kit.store()).unwrap();
         kit
+    }
+
+    /// In memory, where there is such a directory.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::new_in(memory) } else { Self::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -236,77 +245,5 @@ impl Write for Wrap<'_> {
     }
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-/// What an independent look at a store found.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// Ids of dumps that are whole: sidecar there, every file there with its size and SHA-256.
-    pub whole: Vec<String>,
-    /// What the invariant forbids: a sidecar without whole files.
-    pub broken: Vec<String>,
-    /// Visible files that no sidecar names, below the top.
-    pub strange: Vec<String>,
-    /// What lies in `.bak/work` and `.bak/drop`.
-    pub unfinished: Vec<String>,
-}
-
-/// Looks at a store as the design describes it, hashing everything.
-pub fn check_store(store: &Path) -> Seen {
-    let mut seen = Seen::default();
-    let mut files = BTreeMap::new();
-    collect(store, store, &mut files);
-    let mut named = Vec::new();
-    for path in files.keys().filter(|name| name.ends_with(".dump.json")) {
-        let full = store.join(path);
-        let dir = Path::new(path).parent().unwrap();
-        let stem = full.file_name().unwrap().to_str().unwrap().strip_suffix(".dump.json").unwrap().to_owned();
-        let Ok(record) = serde_json::from_slice::<Value>(&fs::read(&full).unwrap_or_default()) else {
-            seen.broken.push(format!("{path}: unreadable"));
-            continue;
-        };
-        let mut whole = record["files"].is_array();
-        for file in record["files"].as_array().into_iter().flatten() {
-            let name = file["name"].as_str().unwrap();
-            assert!(name.starts_with(&format!("{stem}.")) && !name.contains('/'), "{path} names {name}");
-            let there = store.join(dir).join(name);
-            // What was adopted may have been left unread.
-            whole &= there.is_file()
-                && match file["sha256"].as_str() {
-                    Some(sha256) => sha256_file(&there) == sha256,
-                    None => there.metadata().unwrap().len() == file["bytes"].as_u64().unwrap(),
-                };
-            named.push(dir.join(name).to_str().unwrap().to_owned());
-        }
-        let list = if whole { &mut seen.whole } else { &mut seen.broken };
-        list.push(record["id"].as_str().unwrap().to_owned());
-    }
-    seen.strange =
-        files.keys().filter(|name| !name.ends_with(".dump.json") && !named.contains(name)).cloned().collect();
-    let bak = store.join(".bak");
-    let mut dropped = BTreeMap::new();
-    collect(store, &bak.join("drop"), &mut dropped);
-    seen.unfinished.extend(dropped.into_keys());
-    // Also hidden ones, and empty ones.
-    let works = fs::read_dir(bak.join("work")).into_iter().flatten().flatten();
-    seen.unfinished.extend(works.map(|work| format!(".bak/work/{}", work.file_name().display())));
-    seen.whole.sort();
-    seen
-}
-
-/// All files below `dir` that are not hidden, by their path below `top`.
-fn collect(top: &Path, dir: &Path, into: &mut BTreeMap<String, ()>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_none_or(|name| name.starts_with('.')) {
-            continue;
-        }
-        let path = entry.path();
-        if entry.file_type().unwrap().is_dir() {
-            collect(top, &path, into);
-        } else {
-            into.insert(path.strip_prefix(top).unwrap().to_str().unwrap().to_owned(), ());
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Killing a program at each of its system calls, one after the other.
+//! What system calls a program makes; and one of them that fails, or at which it stops. All points of a program: see `rig`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -37,42 +37,6 @@ pub fn count(kit: &crate::Kit, argv: &[OsString], log: &Path) -> BTreeMap<String
     counted.remove("exit_group");
     assert!(counted.len() > 5, "{counted:?}");
     counted
-}
-
-/// Where to kill a program that makes these calls: each that may change something on disk, by its name and how often that
-/// was called so far. Between two of them the disk is the same. `BAK_EVERY_CALL=1`: at each call.
-pub fn points(calls: &[(String, String)]) -> Vec<(String, usize)> {
-    const CHANGES: [&str; 16] = [
-        "fchmod",
-        "fchown",
-        "fdatasync",
-        "fsync",
-        "ftruncate",
-        "ioctl",
-        "linkat",
-        "mkdir",
-        "mkdirat",
-        "pwrite64",
-        "renameat",
-        "renameat2",
-        "unlinkat",
-        "utimensat",
-        "write",
-        "writev",
-    ];
-    let all = std::env::var_os("BAK_EVERY_CALL").is_some_and(|value| value == "1");
-    let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut points = Vec::new();
-    for (name, line) in calls {
-        let count = counted.entry(name).or_default();
-        *count += 1;
-        let creates = name == "openat" && (line.contains("O_CREAT") || line.contains("O_TRUNC"));
-        let ends = matches!(name.as_str(), "execve" | "exit_group");
-        if !ends && (all || creates || CHANGES.contains(&name.as_str())) {
-            points.push((name.clone(), *count));
-        }
-    }
-    points
 }
 
 /// Runs a program, stops it when the `when`-th call of `name` is done, does `meanwhile`, and lets it go on.

@@ -224,7 +224,7 @@ fn convert(disk: &Disk, to: &File, tick: &dyn Fn(f64) -> Result<()>) -> Result<(
         }
         tick(part)
     })?;
-    finished.check().map(drop)
+    super::image::convert::well(finished)
 }
 
 #[cfg(test)]

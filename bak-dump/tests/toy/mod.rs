@@ -20,7 +20,15 @@ pub struct Toy {
 
 impl Toy {
     pub fn new() -> Self {
-        let toy = Self { kit: Kit::new() };
+        Self::with(Kit::new())
+    }
+
+    pub fn new_in_memory() -> Self {
+        Self::with(Kit::in_memory())
+    }
+
+    fn with(kit: Kit) -> Self {
+        let toy = Self { kit };
         let driver = toy.kit.write("bin/bak-driver-toy", DRIVER);
         fs::set_permissions(driver, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(toy.path("")).unwrap();

@@ -1,9 +1,9 @@
-//! SIGKILL at every system call of a move, counted per name: each dump is whole in at least one of the two places, the
-//! database holds the old or the new status, and the same call finishes it. And the same with calls that fail.
+//! A move killed at every system call, and with calls that fail: each dump is whole in at least one of the two places, the
+//! database holds the old or the new status, and the same call finishes it.
 
 use super::*;
-use bak_tests::strace;
-use std::sync::Mutex;
+use bak_tests::Seen;
+use bak_tests::rig::{self, Rig};
 
 const FILES: usize = 6;
 
@@ -16,7 +16,7 @@ struct Small {
 
 impl Small {
     fn new(way: &'static str, across: bool) -> Self {
-        let kit = Kit::new_in(Path::new("/dev/shm"));
+        let kit = Kit::in_memory();
         let small = Self { kit, far: across.then(Kit::new), way };
         let (from, _) = small.places();
         for (day, stem) in DAYS.iter().zip(["web-20261118T010000Z", "web-20261119T010000Z"]) {
@@ -55,91 +55,77 @@ impl Small {
     }
 
     /// What must hold at any moment; whether all is done.
-    fn always(&self, point: &str) -> bool {
+    fn look(&self) -> bool {
         let text = fs::read_to_string(self.kit.path("db/vmtool-statedb")).unwrap();
         let (old, new) = self.statuses();
-        assert!(text == old || text == new, "{point}: {text}");
+        assert!(text == old || text == new, "{text}");
         let (from, to) = self.places();
         let (left, there) = (check_store(&from), check_store(&to));
-        assert!(left.broken.is_empty() && there.broken.is_empty(), "{point}: {left:?} {there:?}");
+        assert!(left.broken.is_empty() && there.broken.is_empty(), "{left:?} {there:?}");
         for id in IDS.map(str::to_owned) {
-            assert!(left.whole.contains(&id) || there.whole.contains(&id), "{point}: {id} is lost: {left:?} {there:?}");
+            assert!(left.whole.contains(&id) || there.whole.contains(&id), "{id} is lost: {left:?} {there:?}");
         }
         let moved = there.whole.len() == 2 && left.whole.is_empty();
-        assert!(self.way == "archive" || text == old || moved, "{point}: the status comes last");
-        assert!(self.way == "activate" || text == new || there.whole.is_empty(), "{point}: the status comes first");
+        assert!(self.way == "archive" || text == old || moved, "the status comes last");
+        assert!(self.way == "activate" || text == new || there.whole.is_empty(), "the status comes first");
         moved && text == new
     }
+}
 
-    /// The same call again does what is left.
-    fn finish(&self, point: &str) {
+impl rig::Scene for Small {
+    fn kit(&self) -> &Kit {
+        &self.kit
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.kit.command(bin("bak-state"));
+        command.args(&self.argv()[1..]);
+        command
+    }
+
+    fn stores(&self) -> Vec<PathBuf> {
+        <[PathBuf; 2]>::from(self.places()).into()
+    }
+
+    fn database(&self) -> Option<PathBuf> {
+        Some(self.kit.path("db"))
+    }
+
+    fn always(&self) {
+        self.look();
+    }
+
+    fn again(&self, _: &[Seen]) {
         let ran = self.kit.run("bak-state", &self.argv()[1..]);
         // An activate that was killed when all was done finds nothing to do.
         let done = self.way == "activate" && ran.status == 4 && ran.err.contains("it is not ARCHIVED");
-        assert!(done || (ran.status == 0 && ran.err.is_empty()), "{point}: {ran:?}");
-        assert!(self.always(point), "{point}: {ran:?}");
+        assert!(done || (ran.status == 0 && ran.err.is_empty()), "{ran:?}");
+    }
+
+    fn done(&self) {
+        assert!(self.look());
         let (from, to) = self.places();
-        let (left, there) = (check_store(&from), check_store(&to));
-        assert!(left.unfinished.is_empty() && there.unfinished.is_empty(), "{point}: {left:?} {there:?}");
-        assert!(tree(&from).is_empty() && tree(&to).len() == FILES, "{point}: {left:?} {there:?}");
-        assert_eq!(self.kit.run("bak-state", ["list", "--db", "db"]).clean().records().len(), 2, "{point}");
+        assert!(tree(&from).is_empty() && tree(&to).len() == FILES, "{:?} {:?}", tree(&from), tree(&to));
+        assert_eq!(self.kit.run("bak-state", ["list", "--db", "db"]).clean().records().len(), 2);
     }
 }
 
-/// Runs `what` for every call of every name that `takes` it, on all processors.
-fn at_every_call(way: &'static str, across: bool, takes: fn(&str) -> Option<&'static str>) -> usize {
-    let counting = Small::new(way, across);
-    let calls = strace::count(&counting.kit, &counting.argv(), &counting.kit.path("trace"));
-    let all = calls.iter().filter_map(|(name, count)| Some((name.as_str(), *count, takes(name)?)));
-    let points: Vec<(&str, usize, &str)> =
-        all.flat_map(|(name, count, what)| (1..=count).map(move |when| (name, when, what))).collect();
-    let next = Mutex::new(points.iter());
-    let work = || {
-        loop {
-            let Some((name, when, what)) = next.lock().unwrap().next() else { break };
-            let small = Small::new(way, across);
-            let point = format!("{way}, across: {across}, {name} {when}: {what}");
-            strace::inject(&small.kit, &small.argv(), name, what, *when);
-            small.always(&point);
-            small.finish(&point);
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-    });
-    println!("{} points", points.len());
-    points.len()
+/// Reading may fail, too.
+const MORE: &[(&str, &[&str])] = &[("pread64", &["EIO"]), ("lseek", &["EIO"]), ("flock", &["EIO"])];
+
+#[test]
+fn an_archive_across_file_systems() {
+    Rig::new("bak-state, archive across").errors(MORE).run(|| Small::new("archive", true));
 }
 
 #[test]
-fn an_archive_across_file_systems_is_killed() {
-    assert!(at_every_call("archive", true, |_| Some("signal=KILL")) > 300);
+fn an_activate_across_file_systems() {
+    Rig::new("bak-state, activate across").errors(MORE).run(|| Small::new("activate", true));
 }
 
 #[test]
-fn an_activate_across_file_systems_is_killed() {
-    assert!(at_every_call("activate", true, |_| Some("signal=KILL")) > 300);
-}
-
-#[test]
-fn an_archive_by_links_is_killed() {
-    assert!(at_every_call("archive", false, |_| Some("signal=KILL")) > 300);
-}
-
-/// Nothing is lost by any call that fails, and the next run, with a sound disk, does the rest.
-#[test]
-fn failing_calls() {
-    fn failure(name: &str) -> Option<&'static str> {
-        match name {
-            "fsync" | "pread64" | "renameat2" | "unlinkat" | "lseek" | "flock" => Some("error=EIO"),
-            "write" | "pwrite64" | "ftruncate" | "mkdirat" | "linkat" => Some("error=ENOSPC"),
-            "fchmod" | "utimensat" | "openat" => Some("error=EACCES"),
-            _ => None,
-        }
-    }
-    assert!(at_every_call("archive", true, failure) > 100);
-    assert!(at_every_call("activate", true, failure) > 100);
+fn an_archive_by_links() {
+    Rig::new("bak-state, archive").errors(MORE).run(|| Small::new("archive", false));
 }
 
 /// A flush of the copy that fails, and a target that runs full: said, and the source is as it was.
@@ -163,6 +149,7 @@ fn the_source_is_untouched_until_the_copy_is_proved() {
         let left: BTreeMap<_, _> =
             before.into_iter().filter(|(path, _)| path.to_str().unwrap().contains("20261118")).collect();
         assert_eq!((tree(&from), check_store(&to).whole), (left, vec![IDS[1].to_owned()]), "{name}");
-        small.finish(name);
+        rig::Scene::again(&small, &[]);
+        rig::Scene::done(&small);
     }
 }

@@ -1,14 +1,15 @@
 //! Makes a dump's files by `qemu-img convert`.
 //!
 //! The hazard is a file that looks whole and is not: on a full disk qemu-img exits with 1 and leaves a file of which its
-//! own check says "no errors". So the exit status is believed before anything else. What was written is on its way to the
+//! own check says "no errors"; and where it cannot write its tables at the very end it says so and exits with 0. So the exit
+//! status and its words are believed before anything else. What was written is on its way to the
 //! disk while qemu-img still works; then the file is flushed, hashed and checked, all three at once.
 //!
 //! It writes in order (no `-W`, although that is faster): an unchanged image gives an unchanged file, and a little change
 //! a little difference, which is what makes sending it off cheap.
 
-use anyhow::{Context, Result, anyhow};
-use bak_common::command::{Event, Program};
+use anyhow::{Context, Result, anyhow, bail};
+use bak_common::command::{Event, Finished, Program};
 use bak_common::fsio;
 use bak_common::hash::hash;
 use bak_common::record::{ALLOCATED, FileEntry};
@@ -109,9 +110,18 @@ fn convert(disk: &Disk, format: Format, target: &Path, job: &Job, tick: &dyn Fn(
         drop(ended);
         let flushed = join(writer);
         // Its own words before ours: a full disk makes both fail.
-        finished?.check()?;
+        well(finished?)?;
         flushed
     })
+}
+
+/// Whether a conversion went well: it must also have said nothing but warnings.
+pub fn well(ran: Finished) -> Result<()> {
+    let complains = ran.stderr.lines().any(|line| !line.trim().is_empty() && !line.contains("warning:"));
+    if ran.status.success() && complains {
+        bail!("{} said, although it exited with 0: {}", ran.name, ran.last_words());
+    }
+    ran.check().map(drop)
 }
 
 /// Sends what was written to the disk while more is being written, so that the last flush has little to do.
