@@ -2,7 +2,9 @@
 //! that knows nothing but the design. It uses none of bak's own code, so that it cannot share its mistakes.
 
 pub mod clock;
+pub mod disk;
 pub mod net;
+pub mod power;
 pub mod process;
 pub mod pve;
 pub mod rsyncd;
