@@ -161,7 +161,8 @@ impl Locked<'_> {
     pub fn adopt(&self, found: &[Found]) -> Vec<Result<Adopted>> {
         let whole = found.len() >= MANY && flushes_whole(self.store.top());
         let size = if whole { BATCH_WHOLE } else { BATCH };
-        found.chunks(size).flat_map(|batch| self.adopt_batch(batch, whole)).collect()
+        let adopted = found.chunks(size).flat_map(|batch| self.adopt_batch(batch, whole));
+        adopted.map(|one| one.map_err(|error| self.store.where_full(error))).collect()
     }
 
     fn adopt_batch(&self, found: &[Found], whole: bool) -> Results {
