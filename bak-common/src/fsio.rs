@@ -250,6 +250,15 @@ fn write(mut file: File, name: &str, pieces: &[&[u8]]) -> Result<()> {
     written.with_context(|| format!("cannot write {}", printable(name)))
 }
 
+/// Whether an error says that no more can be written: the disk is full, or what we may use of it.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
+    error.chain().any(|cause| {
+        let errno = cause.downcast_ref::<Errno>().copied();
+        errno.or_else(|| cause.downcast_ref().and_then(Errno::from_io_error)).is_some_and(|errno| FULL.contains(&errno))
+    })
+}
+
 /// Flushes a directory or a file. Never tried again: after a failed flush the pages are marked clean.
 pub fn sync(fd: BorrowedFd) -> Result<()> {
     rustix::fs::fsync(fd).context("cannot flush to disk")
@@ -331,19 +340,26 @@ pub fn remove_empty_dir(dir: BorrowedFd, name: &str) -> bool {
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_ok()
 }
 
+/// Names, and what their directory says they are.
+pub type Names = Vec<(String, FileType)>;
+
 /// The names in a directory with what the directory says they are; those that are no UTF-8 are left out.
-pub fn names(dir: BorrowedFd) -> rustix::io::Result<Vec<(String, FileType)>> {
-    let mut found = Vec::new();
+pub fn names(dir: BorrowedFd) -> rustix::io::Result<Names> {
+    names_and_odd(dir).map(|(names, _)| names)
+}
+
+/// The same; and apart those that are no UTF-8, escaped.
+pub fn names_and_odd(dir: BorrowedFd) -> rustix::io::Result<(Names, Vec<String>)> {
+    let (mut found, mut odd) = (Vec::new(), Vec::new());
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;
-        if let Ok(name) = entry.file_name().to_str()
-            && name != "."
-            && name != ".."
-        {
-            found.push((name.to_owned(), entry.file_type()));
+        match entry.file_name().to_str() {
+            Ok("." | "..") => {}
+            Ok(name) => found.push((name.to_owned(), entry.file_type())),
+            Err(_) => odd.push(entry.file_name().to_bytes().escape_ascii().to_string()),
         }
     }
-    Ok(found)
+    Ok((found, odd))
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid};
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -32,9 +31,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+mod carry;
 mod shell;
 
 use crate::command::Program;
+use carry::{Carry, Copied, MOST, Spliced};
 use shell::{Input, Shell, watch};
 
 /// The internal option that makes any bak program a meter: `--bak-meter COUNTS LIMIT PROGRAM ARGUMENT…`.
@@ -123,8 +124,8 @@ impl Speed {
 }
 
 /// Keeps a stream to a speed that may change at any time. A pause of the sender is made up for by at most [`CREDIT`].
-pub struct Throttle<F> {
-    speed: F,
+pub struct Throttle {
+    speed: Speed,
     /// When the next bytes may go.
     next: Instant,
 }
@@ -139,37 +140,35 @@ const ORDERS: [nix::sys::signal::Signal; 4] = {
 const LOOK: Duration = Duration::from_millis(100);
 const CREDIT: Duration = Duration::from_millis(200);
 
-impl<F: Fn() -> Speed> Throttle<F> {
-    /// `speed` says how fast bytes may go now.
-    pub fn new(speed: F) -> Self {
-        Self { speed, next: Instant::now() }
+impl Throttle {
+    #[expect(clippy::new_without_default, reason = "it begins now")]
+    pub fn new() -> Self {
+        Self { speed: Speed::Free, next: Instant::now() }
     }
 
-    /// Waits until bytes may go, and says how many at once, at most `most`. `idle` is called while it waits, and may end
-    /// that.
-    pub fn turn<E>(&mut self, most: usize, mut idle: impl FnMut() -> Result<(), E>) -> Result<usize, E> {
-        loop {
-            let now = Instant::now();
-            match (self.speed)() {
-                Speed::Wait => self.next = now + LOOK,
-                // About 50 ms' worth: a line that is shared is not held for longer by us.
-                Speed::Rate(rate) if self.next <= now => {
-                    return Ok(usize::try_from(rate / 20).unwrap_or(most).clamp(512.min(most), most));
-                }
-                Speed::Rate(_) => {}
-                Speed::Free => {
-                    self.next = now;
-                    return Ok(most);
-                }
+    /// How many bytes may go at once now, at most `most`; or how long to wait before asking again, as the speed may have
+    /// changed by then.
+    pub fn turn(&mut self, speed: Speed, most: usize) -> Result<usize, Duration> {
+        let now = Instant::now();
+        self.speed = speed;
+        match speed {
+            Speed::Wait => self.next = now + LOOK,
+            // About 50 ms' worth: a line that is shared is not held for longer by us.
+            Speed::Rate(rate) if self.next <= now => {
+                return Ok(usize::try_from(rate / 20).unwrap_or(most).clamp(512.min(most), most));
             }
-            idle()?;
-            std::thread::sleep(self.next.saturating_duration_since(now).min(LOOK));
+            Speed::Rate(_) => {}
+            Speed::Free => {
+                self.next = now;
+                return Ok(most);
+            }
         }
+        Err(self.next.saturating_duration_since(now).min(LOOK))
     }
 
     /// So much has gone.
     pub fn passed(&mut self, count: usize) {
-        if let Speed::Rate(rate) = (self.speed)() {
+        if let Speed::Rate(rate) = self.speed {
             let earliest = Instant::now().checked_sub(CREDIT).unwrap_or(self.next);
             self.next = self.next.max(earliest) + Duration::from_secs_f64(count as f64 / rate as f64);
         }
@@ -254,6 +253,14 @@ impl Counts {
     }
 }
 
+/// What the starter of a meter says.
+struct Orders {
+    /// How much of the count it has seen.
+    seen: u64,
+    speed: Speed,
+    is_stopped: bool,
+}
+
 /// What the two directions of one line share.
 struct Line {
     counts: Counts,
@@ -289,34 +296,43 @@ impl Line {
         before.map_or(0, granted)
     }
 
-    /// Whether nobody is left to see anything, or the transfer is to end.
-    fn is_over(&self) -> bool {
-        getppid() != self.parent || self.counts.stopped().is_some()
-    }
-
-    /// Waits until the starter has seen all but the last of what was counted; false if there is none any more.
-    fn keep_in_sight(&self) -> bool {
-        while self.both.load(SeqCst).saturating_sub(self.counts.number(SEEN)) > LEAD {
-            if self.is_over() {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
+    /// What the starter says now; `None` if nobody is left to see anything.
+    fn orders(&self) -> Option<Orders> {
+        let mut bytes = [0; LENGTH];
+        // A file that can't be read any more is as one that says nothing.
+        let _ = self.counts.0.read_exact_at(&mut bytes, 0);
+        let number = |at: u64| bytes[at as usize..].first_chunk().copied().map_or(0, u64::from_le_bytes);
+        (getppid() == self.parent).then(|| Orders {
+            seen: number(SEEN),
+            speed: Speed::of(number(SPEED)),
+            is_stopped: number(STOP) != 0,
+        })
     }
 
     /// Passes bytes on until the end, or until the limit is reached, noting the running sum at `at`. Whether it was
     /// reached.
-    fn pass(&self, mut from: impl Read, mut to: impl Write, at: u64, grace: u64) -> bool {
-        let mut buffer = vec![0; 256 << 10];
+    fn pass(&self, mut bytes: impl Carry, at: u64, grace: u64) -> bool {
         let mut sum = 0_u64;
         // What goes the other way is little, and is not ours to hold.
         let governed = if self.counts.number(INWARD) == 0 { OUT } else { INTO };
-        let speed = || if at == governed { Speed::of(self.counts.number(SPEED)) } else { Speed::Free };
-        let mut throttle = Throttle::new(speed);
-        let alive = || if self.is_over() { Err(()) } else { Ok(()) };
-        while let Ok(most) = throttle.turn(buffer.len(), alive) {
-            let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return false };
+        let mut throttle = Throttle::new();
+        while let Some(orders) = self.orders() {
+            let ahead = self.both.load(SeqCst).saturating_sub(orders.seen) > LEAD;
+            let turn = throttle.turn(if at == governed { orders.speed } else { Speed::Free }, MOST);
+            let most = match turn {
+                // What still comes back from one that is to end may pass: it is what the far side ends with.
+                _ if orders.is_stopped && (at == OUT || ahead || turn.is_err()) => return false,
+                _ if ahead => {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                Err(wait) => {
+                    std::thread::sleep(wait);
+                    continue;
+                }
+                Ok(most) => most,
+            };
+            let Ok(count @ 1..) = bytes.take(most) else { return false };
             // Counted before it is passed on: never less than what crossed.
             let granted = self.grant(count as u64, grace);
             sum += granted;
@@ -325,15 +341,10 @@ impl Line {
                 self.note(CUT, 1);
             }
             // At most `count`, so it is a length.
-            let bytes = &buffer[..granted as usize];
-            if !self.note(at, sum) || to.write_all(bytes).and_then(|()| to.flush()).is_err() || reached {
+            if !self.note(at, sum) || bytes.give(granted as usize).is_err() || reached {
                 return reached;
             }
             throttle.passed(count);
-            // What still comes back from one that is to end may pass: it is what the far side ends with.
-            if at == OUT && self.is_over() || !self.keep_in_sight() {
-                return false;
-            }
         }
         false
     }
@@ -398,16 +409,21 @@ fn meter(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let input = Input::new(to);
     let shell = Arc::new(Shell::new(child));
     let (shared, to) = (Arc::clone(&line), input.clone());
+    let stdin = rustix::io::dup(std::io::stdin()).context("cannot open standard input once more")?;
+    let spliced = Spliced::new(stdin, to.clone());
     // Both threads end with this process: nobody waits for them.
     std::thread::spawn(move || {
-        shared.pass(std::io::stdin().lock(), to.clone(), OUT, 0);
+        match spliced {
+            Ok(spliced) => shared.pass(spliced, OUT, 0),
+            Err(_) => shared.pass(Copied::new(std::io::stdin().lock(), to.clone()), OUT, 0),
+        };
         to.close();
     });
     let (watched, known) = (Arc::clone(&line), Arc::clone(&shell));
     std::thread::spawn(move || watch(&watched, &input, &known));
     // Unbuffered: `Stdout` would look for line ends.
     let stdout = File::from(rustix::io::dup(std::io::stdout()).context("cannot open standard output once more")?);
-    if line.pass(from, stdout, INTO, GRACE) {
+    if line.pass(Copied::new(from, stdout), INTO, GRACE) {
         shell.signal(Signal::TERM);
     }
     shell.wait()
@@ -430,8 +446,8 @@ mod tests {
         let (line, counts) = line(dir.path(), u64::MAX);
         assert_eq!(counts.wire(), Wire::default());
         let mut to = Vec::new();
-        assert!(!line.pass(&[7_u8; 300_000][..], &mut to, OUT, 0));
-        assert!(!line.pass(&[7_u8; 5][..], &mut to, INTO, GRACE));
+        assert!(!line.pass(Copied::new(&[7_u8; 300_000][..], &mut to), OUT, 0));
+        assert!(!line.pass(Copied::new(&[7_u8; 5][..], &mut to), INTO, GRACE));
         assert_eq!((counts.wire(), to.len(), counts.cut()), (Wire { out: 300_000, into: 5 }, 300_005, false));
     }
 
@@ -443,11 +459,11 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (line, counts) = line(dir.path(), limit);
             let mut to = Vec::new();
-            assert_eq!(line.pass(&vec![7_u8; first][..], &mut to, OUT, 0), cut);
+            assert_eq!(line.pass(Copied::new(&vec![7_u8; first][..], &mut to), OUT, 0), cut);
             assert_eq!((to.len(), counts.wire().out, counts.cut()), (passed, passed as u64, cut));
             // What comes back has the grace, and no more.
             let mut back = Vec::new();
-            assert!(line.pass(&[7_u8; 100_000][..], &mut back, INTO, GRACE));
+            assert!(line.pass(Copied::new(&[7_u8; 100_000][..], &mut back), INTO, GRACE));
             assert_eq!((back.len() as u64, counts.cut()), (GRACE, true));
         }
     }
@@ -458,11 +474,11 @@ mod tests {
         let (mut line, counts) = line(dir.path(), u64::MAX);
         let bytes = vec![0; usize::try_from(LEAD).unwrap() + (1 << 20)];
         counts.seen(Wire { out: 1 << 20, into: 0 });
-        assert!(!line.pass(&bytes[..], std::io::sink(), OUT, 0));
+        assert!(!line.pass(Copied::new(&bytes[..], std::io::sink()), OUT, 0));
         assert_eq!(counts.wire().out, bytes.len() as u64);
         // The starter is gone, and nobody sees what would follow.
         line.parent = None;
-        line.pass(&bytes[..], std::io::sink(), OUT, 0);
+        line.pass(Copied::new(&bytes[..], std::io::sink()), OUT, 0);
         assert!(line.both.load(SeqCst) <= bytes.len() as u64 + (256 << 10));
     }
 }

@@ -353,9 +353,21 @@ impl Dump {
         Some(format!("bak-verify found it bad: {}", printable(&bad.why)))
     }
 
-    /// Whether `other` is the same dump: id and files agree; annotations may differ.
+    /// Whether `other` is the same dump: id and files agree; annotations may differ, and one may lack SHA-256 that the other
+    /// has, as these can be added to what was adopted without.
     pub fn same(&self, other: &Self) -> bool {
-        self.id == other.id && self.stem == other.stem && self.key() == other.key() && self.files == other.files
+        let files = || self.files.iter().zip(&other.files).all(|(one, other)| one.same(other));
+        self.id == other.id
+            && self.stem == other.stem
+            && self.key() == other.key()
+            && self.files.len() == other.files.len()
+            && files()
+    }
+
+    /// Whether each SHA-256 of this is one of `other`, too.
+    pub fn keeps_sums(&self, other: &Self) -> bool {
+        let mut files = self.files.iter().zip(&other.files);
+        files.all(|(one, other)| one.sha256.is_none() || one.sha256 == other.sha256)
     }
 }
 

@@ -36,7 +36,7 @@ mod looks;
 mod place;
 mod remove;
 
-pub use adopt::{Adopted, Busy, Found};
+pub use adopt::{Adopted, Adoption, Busy, Found};
 pub use change::{Locked, Work};
 pub use link::{NoLink, Wanted};
 pub use looks::{Looks, PROTECTED};

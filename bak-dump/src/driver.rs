@@ -216,17 +216,27 @@ pub struct DriverArgs {
 }
 
 impl DriverArgs {
+    /// Whether any guests are asked for.
+    pub fn is_named(&self, config: &Config) -> bool {
+        let images = || !self.images.is_empty() || !config.image.images.is_empty() || !config.image.guest.is_empty();
+        self.name(config).is_some_and(|name| name != image::NAME || images())
+    }
+
+    fn name<'a>(&'a self, config: &'a Config) -> Option<&'a str> {
+        let images = !config.image.images.is_empty() || !config.image.guest.is_empty();
+        let by_images = |given: bool| given.then_some(image::NAME);
+        let name = self.driver.as_deref().or(by_images(!self.images.is_empty()));
+        name.or(config.driver.as_deref()).or(by_images(images))
+    }
+
     /// The driver that these and `config` ask for; what these say is laid over `config`.
     pub fn driver(&self, config: &mut Config) -> Result<Box<dyn Driver>> {
         if !self.images.is_empty() {
             config.image.images.clone_from(&self.images);
             config.image.guest.clear();
         }
-        let images = !config.image.images.is_empty() || !config.image.guest.is_empty();
-        let by_images = |given: bool| given.then_some(image::NAME);
-        let name = self.driver.as_deref().or(by_images(!self.images.is_empty()));
-        match name.or(config.driver.as_deref()).or(by_images(images)) {
-            Some(name) => find(name, config),
+        match self.name(config).map(str::to_owned) {
+            Some(name) => find(&name, config),
             None => Err(Kind::Usage
                 .says("no guests are configured: name disk images by --images DIR, or a driver (see --help)")),
         }

@@ -44,12 +44,18 @@ guests; the README says how to write one.
 Exit status: 0 done; 1 some guests could not be read, or a name matched none;
 2 usage or configuration.";
 
+const SOUND: &str = "the configuration can be read, which is all that could be checked without guests";
+
 pub fn run() -> Result<u8> {
     let cli = Cli::parse();
     let mut session = cli.common.session("bak-guests")?;
     let (selector, stdin) = cli.picks.selector(&cli.guests)?;
     if stdin {
         return Err(Kind::Usage.says("`-` is not for bak-guests: it lists guests, and reads no records"));
+    }
+    if cli.common.check_config && !cli.driver.is_named(&session.config) {
+        session.report.warn("", &format!("{SOUND}, but names none: --images DIR or a driver does"));
+        return Ok(finish(&session));
     }
     let driver = cli.driver.driver(&mut session.config)?;
     if cli.common.check_config {
@@ -112,6 +118,9 @@ pub fn check_config(driver: &dyn Driver, session: &Session) -> Result<u8> {
     let listed = driver.list()?;
     for (what, error) in &listed.failed {
         session.report.fail(what, &anyhow::anyhow!("{error:#}"));
+    }
+    if listed.guests.is_empty() && listed.failed.is_empty() {
+        session.report.warn("", &format!("{SOUND}; there are none"));
     }
     let mut out = Writer::stdout();
     for guest in &listed.guests {

@@ -4,36 +4,36 @@
 //! believed only on a proof, which its record names; its files never move; and what vanished between looking and adopting is
 //! no failure. It goes: walk and sort names (`sort`, pure), look at files and logs, judge (`judge`, pure), adopt.
 
+mod asked;
 mod ending;
 mod header;
 mod judge;
 mod log;
 mod look;
 mod name;
+mod names;
 mod show;
 mod sort;
+mod sums;
 
 use anyhow::{Context, Result, anyhow};
 use bak_common::args::{Common, Picks, Places, Session};
-use bak_common::hash::hash;
 use bak_common::name::DumpId;
 use bak_common::record::Dump;
 use bak_common::report::Kind;
 use bak_common::select::Selector;
-use bak_common::store::{Adopted, Found, Store};
+use bak_common::store::{Adopted, Adoption, Found, Store};
 use bak_common::units::Span;
 use clap::Parser;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use crate::bar::{bar, step};
-use crate::driver::Progress;
 use crate::origin;
+use asked::Asked;
 use judge::Terms;
 use look::{Left, Prospect, join};
 use name::Pattern;
 use show::Output;
-use sort::By;
 
 /// Adopt finished dumps that others made
 ///
@@ -60,7 +60,7 @@ struct Cli {
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "What to adopt, and how")]
 struct How {
-    /// Read all of each file now, for the SHA-256 in its record
+    /// Read all of each file now, for the SHA-256 in its record; also of dumps that were adopted without
     #[arg(long)]
     hash: bool,
     /// Also files that are called so, though no log proves them whole; may be repeated
@@ -79,6 +79,7 @@ Examples:
   bak-scan --store /var/lib/vz/dump
   bak-scan --store /var/lib/vz/dump -n --explain        what would be adopted, and why the rest not
   bak-scan | bak-link - | bak-sync -
+  bak-scan --hash 100@20261120T010002Z                  SHA-256 for a dump that was adopted without
   bak-scan --store /srv/dumps --pattern '{vm}-{started}*.vma.lzo' --hash
 
 An archive of Proxmox (vzdump-qemu-100-2026_11_20-02_00_02.vma.zst, all that it can be packed with)
@@ -125,7 +126,9 @@ pub fn main() -> Result<u8> {
     let plan = plan(&cli, &session, &store, &selector)?;
     let mut output = Output::new(&session, &store);
     output.left(plan.left);
-    apply(&cli, &session, &store, plan.adopt, &mut output)?;
+    if apply(&cli, &session, &store, plan.adopt, &mut output)? && cli.how.hash {
+        sums::add(&session, &store, &selector, &mut output)?;
+    }
     output.end()?;
     Ok(finish(&session))
 }
@@ -148,12 +151,25 @@ fn plan(cli: &Cli, session: &Session, store: &Store, selector: &Selector) -> Res
         node: session.config.node.as_deref(),
         as_kind: cli.how.as_kind.as_deref(),
     };
+    let (again, _) = cli.picks.selector(&cli.guests)?;
+    let asked = Asked { store, selector: again, patterns: &cli.how.pattern, terms: &terms };
     let mut plan = Plan { adopt: Vec::new(), left: seen.left };
+    plan.left.retain(|left| asked.wants(left));
+    for left in seen.barred.into_iter().filter(|left| asked.wants(left)) {
+        // Nobody looks for the reason of what seems to be well.
+        if session.explain {
+            plan.left.push(left);
+        } else {
+            let path = store.path().join(join(&left.place, &left.file));
+            session.report.warn(&path.display().to_string(), &format!("is left alone: {}", left.why));
+        }
+    }
     for examined in look::examine(store, seen.candidates, &terms) {
         match examined {
             Ok(Ok(prospect)) if selector.matches(&prospect.dump) => plan.adopt.push(prospect),
             Ok(Ok(_)) => {}
-            Ok(Err(left)) => plan.left.push(left),
+            Ok(Err(left)) if asked.wants(&left) => plan.left.push(left),
+            Ok(Err(_)) => {}
             Err(error) => session.report.fail("", &error),
         }
     }
@@ -207,8 +223,8 @@ fn leave_open(plan: &mut Plan) {
 /// Leaves what would have the id of another dump of this store.
 fn leave_twins(store: &Store, known: &HashMap<String, String>, plan: &mut Plan) {
     let mut ids: HashMap<DumpId, String> = HashMap::new();
-    // An archive of Proxmox has a name of its own; of others two may mean the same moment.
-    if plan.adopt.iter().any(|prospect| matches!(prospect.candidate.by, By::Pattern(..))) {
+    // Nothing is read for what cannot be: most runs find nothing new, and the first finds nothing old.
+    if !plan.adopt.is_empty() && !known.is_empty() {
         store.visit(&mut |seen| {
             if let Ok(entry) = seen {
                 let path = join(&entry.place, entry.dump.stem.as_str());
@@ -249,15 +265,19 @@ fn unmatched(session: &Session, store: &Store, selector: &Selector) {
     }
 }
 
-fn apply(cli: &Cli, session: &Session, store: &Store, adopt: Vec<Prospect>, output: &mut Output) -> Result<()> {
+/// Whether it was not stopped.
+fn apply(cli: &Cli, session: &Session, store: &Store, adopt: Vec<Prospect>, output: &mut Output) -> Result<bool> {
     if session.dry_run {
-        return adopt.into_iter().try_for_each(|prospect| output.adopted(prospect.candidate.place, prospect.dump));
+        let mut adopt = adopt.into_iter();
+        adopt.try_for_each(|prospect| output.adopted(prospect.candidate.place, prospect.dump))?;
+        return Ok(true);
     }
     let mut batch: Vec<Prospect> = Vec::new();
     let mut bytes = 0_u64;
-    for mut prospect in adopt {
+    let mut rest = adopt.into_iter();
+    while let Some(mut prospect) = rest.next() {
         if cli.how.hash {
-            match hashed(session, store, &mut prospect) {
+            match sums::hashed(session, store, &mut prospect) {
                 Ok(true) => bytes = bytes.saturating_add(prospect.dump.bytes),
                 Ok(false) => {
                     output.left(vec![leave(&prospect, "was removed meanwhile".into())]);
@@ -271,34 +291,26 @@ fn apply(cli: &Cli, session: &Session, store: &Store, adopt: Vec<Prospect>, outp
         }
         batch.push(prospect);
         if batch.len() >= BATCH || bytes >= BATCH_BYTES {
-            adopt_batch(session, store, std::mem::take(&mut batch), output)?;
+            let whole = adopt_batch(session, store, std::mem::take(&mut batch), rest.len(), output)?;
+            if !whole {
+                return Ok(false);
+            }
             bytes = 0;
         }
     }
-    adopt_batch(session, store, batch, output)
+    adopt_batch(session, store, batch, 0, output)
 }
 
-/// Puts the SHA-256 of its files into a prospect; `false` if one of them is gone.
-fn hashed(session: &Session, store: &Store, prospect: &mut Prospect) -> Result<bool> {
-    let bar = bar(session, &prospect.dump);
-    let show = step(&bar, "hashing");
-    let (all, mut done) = (prospect.dump.bytes.max(1) as f64, 0);
-    for entry in &mut prospect.dump.files {
-        let Some(file) = look::open(store, &prospect.candidate.place, &entry.name)? else { return Ok(false) };
-        let mut tick = |bytes| {
-            done += bytes;
-            show(Progress { done: done as f64 / all })
-        };
-        let (_, sha256) = hash(&file, &mut tick).with_context(|| format!("cannot read {}", entry.name))?;
-        entry.sha256 = Some(sha256);
-    }
-    bar.finish_and_clear();
-    Ok(true)
-}
-
-fn adopt_batch(session: &Session, store: &Store, batch: Vec<Prospect>, output: &mut Output) -> Result<()> {
+/// Adopts some, with so many still to come. Whether to go on: what stops it is said once for all that are left.
+fn adopt_batch(
+    session: &Session,
+    store: &Store,
+    batch: Vec<Prospect>,
+    to_come: usize,
+    output: &mut Output,
+) -> Result<bool> {
     if batch.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let ready = look::in_parts(batch, |some| {
         let one = |Prospect { candidate, dump, marks, .. }: Prospect| {
@@ -314,7 +326,8 @@ fn adopt_batch(session: &Session, store: &Store, batch: Vec<Prospect>, output: &
             Err(error) => session.report.fail("", &error),
         }
     }
-    let results = store.lock(session.wait, &session.report)?.adopt(&found);
+    let Adoption { results, stopped } = store.lock(session.wait, &session.report)?.adopt(&found);
+    let mut undecided = to_come;
     for (one, result) in found.into_iter().zip(results) {
         let (place, dump): (String, Dump) = one.into_parts();
         match result {
@@ -323,10 +336,15 @@ fn adopt_batch(session: &Session, store: &Store, batch: Vec<Prospect>, output: &
                 let file = dump.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
                 output.left(vec![Left { place, file, why }]);
             }
+            Ok(Adopted::Undecided) => undecided += 1,
             Err(error) => session.report.fail(dump.id.as_str(), &error.context("cannot be adopted")),
         }
     }
-    Ok(())
+    let Some(error) = stopped else { return Ok(true) };
+    let archives = if undecided == 1 { "archive" } else { "archives" };
+    let error = error.context(format!("{undecided} {archives} could not be adopted"));
+    session.report.fail(&store.path().display().to_string(), &error);
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -181,6 +181,24 @@ fn declared_guests_have_several_disks_names_and_tags() {
 }
 
 #[test]
+fn a_configuration_without_guests_is_checked_all_the_same() {
+    let kit = Kit::new();
+    std::fs::create_dir_all(kit.path("none")).unwrap();
+    let check = |config: &str| {
+        kit.write("bak.toml", config);
+        kit.run("bak-guests", ["--config", "bak.toml", "--check-config"])
+    };
+    let images = format!("[image]\nimages = [\"{}\"]\n", kit.path("none").display());
+    for (config, note) in [("", "names none"), ("driver = \"image\"\n", "names none"), (&images, "there are none")] {
+        let ran = check(config).expect(0).says("bak-guests: the configuration can be read");
+        assert!(ran.err.contains(note) && ran.out.is_empty(), "{config}: {}", ran.err);
+    }
+    check("stroe = \"store\"\n").expect(2).says("stroe");
+    check("driver = \"vbxo\"\n").expect(2).says("no driver `vbxo`");
+    check("[image]\nimages = [\"nowhere\"]\n").expect(1).says("no such file");
+}
+
+#[test]
 fn mistakes_of_the_user() {
     let kit = Kit::new();
     image(&kit, "web.qcow2", "qcow2", 1);

@@ -10,6 +10,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 /// Archives in memory, with what must not change.
@@ -21,13 +22,18 @@ struct Scene {
 
 impl Scene {
     fn new(archives: u32) -> Self {
+        Self::of(100..100 + archives)
+    }
+
+    /// Of guests with these numbers, which have equally many digits.
+    fn of(numbers: Range<u32>) -> Self {
         let kit = Kit::new_in(Path::new("/dev/shm"));
-        for id in 100..100 + archives {
+        for id in numbers.clone() {
             archive(&kit, "lxc", id, ".tar.zst", 300);
         }
         kit.write("store/readme.txt", "foreign");
         let files = names(&kit).into_iter().map(|name| (name.clone(), fs::read(path(&kit, &name)).unwrap())).collect();
-        let ids = (100..100 + archives).map(|id| format!("{id}@20261120T020002Z")).collect();
+        let ids = numbers.map(|id| format!("{id}@20261120T020002Z")).collect();
         Self { kit, files, ids }
     }
 
@@ -92,6 +98,16 @@ fn killed_while_many_are_adopted() {
     for (name, when) in strace::points(&calls).into_iter().chain([("syncfs".to_owned(), 1)]) {
         let scene = Scene::new(33);
         strace::inject(&scene.kit, &scene.argv(), &name, "signal=KILL", when);
+        scene.finishes(&format!("killed at {name} {when}"));
+    }
+}
+
+/// Thousands are adopted part by part, several at a time.
+#[test]
+fn killed_while_thousands_are_adopted() {
+    for (name, when) in [("syncfs", 1), ("renameat2", 1), ("renameat2", 700)] {
+        let scene = Scene::of(1000..3600);
+        strace::inject(&scene.kit, &scene.argv(), name, "signal=KILL", when);
         scene.finishes(&format!("killed at {name} {when}"));
     }
 }

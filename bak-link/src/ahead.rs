@@ -101,7 +101,10 @@ pub fn run(ahead: &Ahead, rules: &Rules, session: &Session, store: &Store, dests
             (false, false) => lines::print(session, told)?,
         }
     }
-    Ok(session.report.finish(|failed| format!("{failed} failed; the forecast is made without them")))
+    Ok(session.report.finish(|failed| match told.is_empty() {
+        true => format!("{failed} failed; there is no forecast"),
+        false => format!("{failed} failed; the forecast is made without them"),
+    }))
 }
 
 impl Ahead {

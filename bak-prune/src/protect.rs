@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use bak_common::args::Session;
 use bak_common::name::DumpId;
-use bak_common::record::{Record, to_line};
+use bak_common::record::{PruneNote, Record, to_line};
 use std::collections::BTreeSet;
 
 use crate::apply::stores;
@@ -47,6 +47,7 @@ pub fn run(session: &Session, request: &Request, protect: &Protect, output: &mut
                     let mut dump = entry.dump.clone();
                     dump.protected = on;
                     dump.planned = session.dry_run;
+                    dump.prune = Some(PruneNote { decision: "keep".into(), reasons: vec![told(on, changed).into()] });
                     done.push((changed, dump));
                 }
                 Ok(_) => {}
@@ -65,4 +66,13 @@ pub fn run(session: &Session, request: &Request, protect: &Protect, output: &mut
         session.report.fail(id.as_str(), &anyhow!("there is no such dump in {}", stores(&request.places)));
     }
     Ok(())
+}
+
+fn told(on: bool, changed: bool) -> &'static str {
+    match (on, changed) {
+        (true, true) => "protected from now on",
+        (true, false) => "was protected before",
+        (false, true) => "no longer protected: the rules decide",
+        (false, false) => "was not protected",
+    }
 }

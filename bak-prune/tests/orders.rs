@@ -39,6 +39,7 @@ fn protection_comes_and_goes() {
     prune(&kit, ["store", "--purge", "web", "--yes-purge", "web"]).expect(4).says("it is protected");
     let ran = prune(&kit, ["store", "--unprotect", &web[0], "--unprotect", "web@20200101T000000Z"]).expect(1);
     assert_eq!(ran.column("id"), [web[0].clone()]);
+    assert_eq!(ran.records()[0]["prune"]["reasons"][0], "no longer protected: the rules decide");
     assert!(ran.err.contains("web@20200101T000000Z: there is no such dump in "), "{}", ran.err);
     assert_eq!(sidecar(&kit, "web/web-20261110T010000Z").get("protected"), None);
     assert_eq!(prune(&kit, ["store", "--keep-last", "1"]).clean().column("id"), [web[0].clone()]);

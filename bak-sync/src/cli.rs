@@ -128,7 +128,8 @@ pub fn run() -> Result<u8> {
                 Ok(())
             };
             if cli.reconcile {
-                return reconcile::run(&session, dest, &options, &mut done);
+                lines.push(reconcile::run(&session, dest, &options, &mut done)?);
+                return Ok(());
             }
             let figures = apply::pass(&session, dest, &options, &mut done)?;
             lines.extend(figures.iter().flat_map(summary::lines));

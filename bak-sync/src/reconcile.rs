@@ -136,12 +136,13 @@ fn copied(dump: &Dump, files: &[FarFile]) -> Option<String> {
 }
 
 /// Compares and, but in a dry run, sets the history right. `done` is called for each dump that the two sides disagree on.
+/// What is there, and how many these were, in a line.
 pub fn run(
     session: &Session,
     dest: &Destination,
     options: &Options,
     done: &mut dyn FnMut(Dump) -> Result<()>,
-) -> Result<()> {
+) -> Result<String> {
     let (url, outbox, expected) = known(dest)?;
     let shown = dest.url.clone().unwrap_or_default();
     let lock = lock(session, &outbox)?;
@@ -160,18 +161,26 @@ pub fn run(
         let history = outbox.history()?.dumps;
         let local = local(session, dest, &outbox)?;
         let node = session.config.node();
-        compare(&Sides {
+        let findings = compare(&Sides {
             dest: &dest.name,
             history: &history,
             local: &local,
             files: &files,
             there: &there,
             node: &node,
-        })
-        .into_iter()
-        .try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
+        });
+        let noun = if there.good().count() == 1 { "dump" } else { "dumps" };
+        let found = format!("{}: {} {noun} over there", dest.name, there.good().count());
+        let line = match findings.len() {
+            0 => format!("{found}, as the history says"),
+            count => format!("{found}; {count} that the history had not so"),
+        };
+        findings.into_iter().try_for_each(|finding| settle(session, dest, &outbox, &far, &scratch, finding, done))?;
         // What bak-prune --only-sent relies on: all that counts as sent now was there when the listing began.
-        if session.dry_run || !there.unreadable.is_empty() { Ok(()) } else { outbox.set_sighted(looked_at) }
+        if !session.dry_run && there.unreadable.is_empty() {
+            outbox.set_sighted(looked_at)?;
+        }
+        Ok(line)
     });
     let id = format!("{}/reconcile", uuid::Uuid::new_v4());
     ledger.append(&Line::Attempt(attempt(session, dest, &id, None, far.take_wire(), begun, "done")))?;

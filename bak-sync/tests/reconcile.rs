@@ -152,3 +152,19 @@ fn a_look_at_all_of_it_keeps_to_the_limit() {
     assert!(used <= (16 << 10) + (64 << 10), "{used}");
     assert_eq!(decisions(&place.sync(["--reconcile", "--limit", "none"]).clean()).len(), 1);
 }
+
+#[test]
+fn a_person_is_told_that_all_is_as_the_history_says() {
+    let place = Place::new(false);
+    let told = || {
+        let args = place.command(["--reconcile"]).1.join(" ");
+        place.kit.sh(&format!("script -qec 'stty cols 200; bak-sync {args}' /dev/null")).expect(0).out.trim().to_owned()
+    };
+    assert_eq!(told(), "box: 0 dumps over there, as the history says");
+    place.wait_there("web", DAY1, 50_000, json!({}));
+    place.sync([]).clean();
+    assert_eq!(told(), "box: 1 dump over there, as the history says");
+    fs::remove_dir_all(place.outbox().join(".bak/sent/web")).unwrap();
+    put_dump(&place.outbox(), "web", DAY2, 10, json!({}));
+    assert!(told().ends_with("box: 1 dump over there; 1 that the history had not so"), "{}", told());
+}

@@ -104,11 +104,18 @@ impl Far {
             at = there.seek(SeekFrom::Start(0)).context("cannot write a file over there")?;
         }
         here.seek(SeekFrom::Start(at)).context("cannot read a file")?;
-        let mut throttle = Throttle::new(|| self.speed());
+        let mut throttle = Throttle::new();
         let mut buffer = vec![0; CHUNK];
         while at < end && left > 0 {
-            let most = throttle.turn(CHUNK, || self.check(&LONG).and_then(|()| watch(self.wire())))?;
             self.check(&LONG)?;
+            let most = match throttle.turn(self.speed(), CHUNK) {
+                Ok(most) => most,
+                Err(wait) => {
+                    watch(self.wire())?;
+                    std::thread::sleep(wait);
+                    continue;
+                }
+            };
             let wanted = usize::try_from(left).unwrap_or(CHUNK).min(most);
             let count = here.read(&mut buffer[..wanted]).context("cannot read a file")?;
             if count == 0 {

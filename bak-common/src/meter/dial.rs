@@ -13,7 +13,7 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{GRACE, INTO, Line, OUT, Quiet};
+use super::{Copied, GRACE, INTO, Line, OUT, Quiet};
 
 /// How long an address is tried, and then how long the daemon may take to greet: as ssh is told.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ pub(super) fn dialed(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let line = Arc::new(line);
     let to = Half(socket.try_clone().context("cannot share a connection")?);
     let shared = Arc::clone(&line);
-    std::thread::spawn(move || shared.pass(std::io::stdin().lock(), to, OUT, 0));
+    std::thread::spawn(move || shared.pass(Copied::new(std::io::stdin().lock(), to), OUT, 0));
     let watched = Arc::clone(&line);
     let ends = socket.try_clone().context("cannot share a connection")?;
     let mut silence = Silence::new(&socket);
@@ -95,7 +95,7 @@ pub(super) fn dialed(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     });
     let stdout = File::from(rustix::io::dup(std::io::stdout()).context("cannot open standard output once more")?);
     let from = socket.try_clone().context("cannot share a connection")?;
-    line.pass(from, stdout, INTO, GRACE);
+    line.pass(Copied::new(from, stdout), INTO, GRACE);
     // Only now, as the far side would take it for a broken line before.
     let _ = socket.shutdown(Shutdown::Both);
     Ok(0)

@@ -31,11 +31,16 @@ impl Input {
     fn try_close(&self) -> bool {
         self.0.try_lock().map(|mut input| *input = None).is_ok()
     }
+
+    /// Holds it meanwhile, so that [`Input::try_close`] leaves it alone.
+    pub fn with<T>(&self, write: impl FnOnce(&mut ChildStdin) -> std::io::Result<T>) -> std::io::Result<T> {
+        write(hold(&self.0).as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?)
+    }
 }
 
 impl Write for Input {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        hold(&self.0).as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?.write(bytes)
+        self.with(|input| input.write(bytes))
     }
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())

@@ -16,6 +16,17 @@ pub struct FileEntry {
     pub extra: Extra,
 }
 
+impl FileEntry {
+    /// Whether both may be of one file: a SHA-256 that one lacks says nothing.
+    pub fn same(&self, other: &Self) -> bool {
+        let sums = match (&self.sha256, &other.sha256) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        };
+        sums && self.name == other.name && self.bytes == other.bytes && self.extra == other.extra
+    }
+}
+
 /// What bak-link decided for one destination, and how far bak-sync has come with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkNote {

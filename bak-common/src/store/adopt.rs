@@ -9,12 +9,15 @@
 //! directory that recovery discards.
 //!
 //! Thousands may be adopted at once, and to flush each file by itself would take longer than all the rest. So many are
-//! flushed by one call for their whole file system, where that is known to flush all of it and to tell of errors.
+//! flushed by one call for their whole file system, where that is known to flush all of it and to tell of errors. A disk that is
+//! full would fail each of them alike: it stops the work, and is told once.
 
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::change::{DROP, Locked, WORK, discard};
 use super::{Store, link};
@@ -27,8 +30,10 @@ const ADOPTING: &str = ".adopting";
 const MANY: usize = 32;
 /// So many are adopted at once: each file and sidecar that is flushed by itself is open.
 const BATCH: usize = 100;
-/// And so many where the whole file system is flushed.
-const BATCH_WHOLE: usize = 10_000;
+/// And so many where the whole file system is flushed,
+const PART: usize = 2_500;
+/// in so many threads.
+const THREADS: usize = 4;
 
 /// A dump without a sidecar, whose files lie at their place already.
 #[derive(Clone, Debug)]
@@ -72,6 +77,8 @@ pub enum Adopted {
     Yes,
     /// It is not what it was when that was decided, which is nobody's fault: why.
     Left(String),
+    /// Something stopped the work before it was its turn: nothing has changed.
+    Undecided,
 }
 
 /// What bak itself is making or removing in a store.
@@ -87,6 +94,9 @@ impl Busy {
     pub fn why(&self, place: &str, stem: &Stem) -> Option<String> {
         if self.making.contains(stem.as_str()) {
             return Some("bak is making it".into());
+        }
+        if self.removing.is_empty() {
+            return None;
         }
         let key = (place.to_owned(), stem.as_str().to_owned());
         self.removing.contains(&key).then(|| "bak is removing it".into())
@@ -146,104 +156,210 @@ fn dropped(dir: BorrowedFd, place: &str, into: &mut HashSet<(String, String)>) -
 /// One result each, as far as the work has come.
 type Results = Vec<Result<Adopted>>;
 
-/// Does `step` for all that nothing has stopped yet.
-fn each(found: &[Found], results: &mut Results, mut step: impl FnMut(usize, &Found) -> Result<Adopted>) {
-    for (at, (one, result)) in found.iter().zip(results).enumerate() {
-        if matches!(result, Ok(Adopted::Yes)) {
-            *result = step(at, one);
+/// What became of all.
+#[derive(Debug)]
+pub struct Adoption {
+    /// One each, in order.
+    pub results: Vec<Result<Adopted>>,
+    /// What ended it for those that are [`Adopted::Undecided`], such as a full disk.
+    pub stopped: Option<anyhow::Error>,
+}
+
+/// What is the same for all that are adopted under one lock.
+struct Scene<'a> {
+    dirs: HashMap<&'a str, OwnedFd>,
+    there: HashSet<(&'a str, Stem)>,
+    busy: Busy,
+    base: OwnedFd,
+    work: OwnedFd,
+    whole: bool,
+    stopped: Mutex<Option<anyhow::Error>>,
+}
+
+impl Scene<'_> {
+    /// The directory of one, every one of which was opened when this was made.
+    fn dir(&self, one: &Found) -> BorrowedFd<'_> {
+        self.dirs[one.place.as_str()].as_fd()
+    }
+
+    fn stop(&self, error: anyhow::Error) {
+        self.lock().get_or_insert(error);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<anyhow::Error>> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A result, but that what hits one because the disk is full would hit all.
+    fn settle(&self, result: Result<Adopted>) -> Result<Adopted> {
+        match result {
+            Err(error) if fsio::is_full(&error) => {
+                self.stop(anyhow!("{}", error.root_cause()));
+                Ok(Adopted::Undecided)
+            }
+            other => other,
+        }
+    }
+
+    /// Does `step` for all that nothing has stopped yet.
+    fn each(&self, found: &[Found], results: &mut Results, mut step: impl FnMut(usize, &Found) -> Result<Adopted>) {
+        for (at, (one, result)) in found.iter().zip(results).enumerate() {
+            if matches!(result, Ok(Adopted::Yes)) {
+                *result = self.settle(step(at, one));
+            }
         }
     }
 }
 
 impl Locked<'_> {
-    /// Gives sidecars to dumps whose files lie at their places. One result each, in order: when this returns, those that went
-    /// well exist, and nothing else has changed.
-    pub fn adopt(&self, found: &[Found]) -> Vec<Result<Adopted>> {
-        let whole = found.len() >= MANY && flushes_whole(self.store.top());
-        let size = if whole { BATCH_WHOLE } else { BATCH };
-        let adopted = found.chunks(size).flat_map(|batch| self.adopt_batch(batch, whole));
-        adopted.map(|one| one.map_err(|error| self.store.where_full(error))).collect()
+    /// Gives sidecars to dumps whose files lie at their places. When this returns, those that went well exist, and nothing
+    /// else has changed.
+    pub fn adopt(&self, found: &[Found]) -> Adoption {
+        let Adoption { results, stopped } = self.adopt_all(found);
+        let results = results.into_iter().map(|one| one.map_err(|error| self.store.where_full(error))).collect();
+        Adoption { results, stopped: stopped.map(|error| self.store.where_full(error)) }
     }
 
-    fn adopt_batch(&self, found: &[Found], whole: bool) -> Results {
-        let mut results: Results = found.iter().map(|_| Ok(Adopted::Yes)).collect();
-        if let Err(error) = self.adopt_all(found, whole, &mut results) {
-            each(found, &mut results, |_, _| Err(anyhow!("{error:#}")));
+    fn adopt_all(&self, found: &[Found]) -> Adoption {
+        let scene = match self.scene(found) {
+            Ok(scene) => scene,
+            Err(error) => return Adoption { results: undecided(found.len()), stopped: Some(error) },
+        };
+        let parts: Vec<&[Found]> = found.chunks(if scene.whole { PART } else { BATCH }).collect();
+        let mut results: Results = adopt_parts(&scene, &parts).into_iter().flatten().collect();
+        let flushed: HashMap<&str, Result<()>> =
+            scene.dirs.iter().map(|(place, dir)| (*place, fsio::sync(dir.as_fd()))).collect();
+        for (one, result) in found.iter().zip(&mut results).filter(|(_, result)| matches!(result, Ok(Adopted::Yes))) {
+            if let Err(error) = &flushed[one.place.as_str()] {
+                *result = Err(anyhow!("it is adopted, but a power cut may undo that: {error:#}"));
+            }
         }
-        results
+        // What cannot be removed now is discarded by whoever takes the lock next.
+        let _ = discard(scene.base.as_fd(), ADOPTING);
+        Adoption { results, stopped: scene.stopped.into_inner().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// An error ends it for all of which nothing has been decided.
-    fn adopt_all(&self, found: &[Found], whole: bool, results: &mut Results) -> Result<()> {
+    fn scene<'a>(&self, found: &'a [Found]) -> Result<Scene<'a>> {
         let base = fsio::make_dir(self.bak.as_fd(), WORK)?;
         discard(base.as_fd(), ADOPTING)?;
         fsio::make_dir_unflushed(base.as_fd(), ADOPTING)?;
         let work = fsio::open_dir(base.as_fd(), ADOPTING).context("cannot open a work directory")?;
         let drop = fsio::make_dir(self.bak.as_fd(), DROP)?;
-        let busy = self.store.busy()?;
-        let mut dirs: HashMap<&str, OwnedFd> = HashMap::new();
-        let mut there: HashSet<(&str, Stem)> = HashSet::new();
+        let mut scene = Scene {
+            dirs: HashMap::new(),
+            there: HashSet::new(),
+            busy: self.store.busy()?,
+            base,
+            work,
+            whole: found.len() >= MANY && flushes_whole(self.store.top()),
+            stopped: Mutex::new(None),
+        };
         for one in found {
-            if !dirs.contains_key(one.place.as_str()) {
+            if !scene.dirs.contains_key(one.place.as_str()) {
                 let dir = fsio::open_place(self.store.top(), &one.place)?;
                 let names = fsio::names(dir.as_fd()).context("cannot list the directory")?;
                 let sidecars = names.iter().filter_map(|(name, _)| Stem::of_sidecar(name));
-                there.extend(sidecars.map(|stem| (one.place.as_str(), stem)));
-                dirs.insert(&one.place, dir);
+                scene.there.extend(sidecars.map(|stem| (one.place.as_str(), stem)));
+                scene.dirs.insert(&one.place, dir);
                 // As for any dump: removing must not need room.
                 fsio::make_place(drop.as_fd(), &one.place)?;
             }
         }
-        // Every place was opened just now.
-        let dir = |one: &Found| dirs[one.place.as_str()].as_fd();
-        let mut sidecars = Vec::new();
-        each(found, results, |at, one| {
-            if let Some(why) = busy.why(&one.place, &one.dump.stem) {
-                return Ok(Adopted::Left(why));
-            }
-            if there.contains(&(one.place.as_str(), one.dump.stem.clone())) {
-                return Ok(Adopted::Left("it is a dump already".into()));
-            }
-            let file = fsio::write_unflushed(work.as_fd(), &at.to_string(), &one.sidecar)?;
-            if !whole {
-                sidecars.push((at, file));
-            }
-            Ok(Adopted::Yes)
-        });
-        match whole {
-            true => rustix::fs::syncfs(self.store.top()).context("cannot flush to disk")?,
-            false => flush(found, results, &sidecars, dir),
-        }
-        each(found, results, |at, one| {
-            if let Some(why) = one.changed(dir(one))? {
-                return Ok(Adopted::Left(why));
-            }
-            let name = one.dump.stem.sidecar();
-            fsio::move_as(work.as_fd(), &at.to_string(), dir(one), &name).map(|()| Adopted::Yes)
-        });
-        let flushed: HashMap<&str, Result<()>> =
-            dirs.iter().map(|(place, dir)| (*place, fsio::sync(dir.as_fd()))).collect();
-        each(found, results, |_, one| match &flushed[one.place.as_str()] {
-            Ok(()) => Ok(Adopted::Yes),
-            Err(error) => Err(anyhow!("it is adopted, but a power cut may undo that: {error:#}")),
-        });
-        // What cannot be removed now is discarded by whoever takes the lock next.
-        let _ = discard(base.as_fd(), ADOPTING);
-        Ok(())
+        Ok(scene)
     }
 }
 
+fn undecided(count: usize) -> Results {
+    (0..count).map(|_| Ok(Adopted::Undecided)).collect()
+}
+
+/// Adopts part after part, several at a time: while one waits for the disk others write.
+fn adopt_parts(scene: &Scene, parts: &[&[Found]]) -> Vec<Results> {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS)).min(parts.len());
+    if threads <= 1 {
+        return parts.iter().enumerate().map(|(number, part)| adopt_part(scene, number, part)).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(number) else { return done };
+            done.push((number, adopt_part(scene, number, part)));
+        }
+    };
+    let mut all: Vec<Results> = parts.iter().map(|part| undecided(part.len())).collect();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            match thread.join() {
+                Ok(done) => done.into_iter().for_each(|(number, results)| all[number] = results),
+                Err(_) => scene.stop(anyhow!("a thread has ended")),
+            }
+        }
+    });
+    all
+}
+
+fn adopt_part(scene: &Scene, number: usize, found: &[Found]) -> Results {
+    let mut results: Results = found.iter().map(|_| Ok(Adopted::Yes)).collect();
+    let work = match write(scene, number, found, &mut results) {
+        Ok(work) => work,
+        Err(error) => {
+            scene.stop(if fsio::is_full(&error) { anyhow!("{}", error.root_cause()) } else { error });
+            let undecided = |result| if matches!(result, Ok(Adopted::Yes)) { Ok(Adopted::Undecided) } else { result };
+            return results.into_iter().map(undecided).collect();
+        }
+    };
+    scene.each(found, &mut results, |at, one| {
+        if let Some(why) = one.changed(scene.dir(one))? {
+            return Ok(Adopted::Left(why));
+        }
+        let name = one.dump.stem.sidecar();
+        fsio::move_as(work.as_fd(), &at.to_string(), scene.dir(one), &name).map(|()| Adopted::Yes)
+    });
+    results
+}
+
+/// Writes the sidecars into a work directory, and flushes them and the files. An error ends it for all.
+fn write(scene: &Scene, number: usize, found: &[Found], results: &mut Results) -> Result<OwnedFd> {
+    let name = number.to_string();
+    fsio::make_dir_unflushed(scene.work.as_fd(), &name)?;
+    let work = fsio::open_dir(scene.work.as_fd(), &name).context("cannot open a work directory")?;
+    let mut sidecars = Vec::new();
+    scene.each(found, results, |at, one| {
+        if scene.is_stopped() {
+            return Ok(Adopted::Undecided);
+        }
+        if let Some(why) = scene.busy.why(&one.place, &one.dump.stem) {
+            return Ok(Adopted::Left(why));
+        }
+        if scene.there.contains(&(one.place.as_str(), one.dump.stem.clone())) {
+            return Ok(Adopted::Left("it is a dump already".into()));
+        }
+        let file = fsio::write_unflushed(work.as_fd(), &at.to_string(), &one.sidecar)?;
+        if !scene.whole {
+            sidecars.push((at, file));
+        }
+        Ok(Adopted::Yes)
+    });
+    match scene.whole {
+        true => rustix::fs::syncfs(&work).context("cannot flush to disk")?,
+        false => flush(scene, found, results, &sidecars),
+    }
+    Ok(work)
+}
+
 /// Flushes the files and the sidecars of all, each by itself.
-fn flush<'a>(
-    found: &[Found],
-    results: &mut Results,
-    sidecars: &[(usize, std::fs::File)],
-    dir: impl Fn(&Found) -> BorrowedFd<'a>,
-) {
+fn flush(scene: &Scene, found: &[Found], results: &mut Results, sidecars: &[(usize, std::fs::File)]) {
     let mut files = Vec::new();
-    each(found, results, |at, one| {
+    scene.each(found, results, |at, one| {
         for file in &one.dump.files {
-            match fsio::open_file(dir(one), &file.name)? {
+            match fsio::open_file(scene.dir(one), &file.name)? {
                 Some(file) => files.push((at, file)),
                 None => return Ok(Adopted::Left(format!("{} was removed meanwhile", file.name))),
             }
@@ -254,7 +370,7 @@ fn flush<'a>(
     let flushed = fsio::sync_all(&all.iter().map(|(_, file)| file.as_fd()).collect::<Vec<_>>());
     for ((at, _), flushed) in all.into_iter().zip(flushed) {
         if let (Err(error), Ok(Adopted::Yes)) = (flushed, &results[*at]) {
-            results[*at] = Err(error);
+            results[*at] = scene.settle(Err(error));
         }
     }
 }

@@ -17,9 +17,10 @@ const MANY: usize = 100;
 /// A sidecar that was written, and the directory that it goes to.
 type Written = Result<(File, OwnedFd)>;
 
-/// A dump's directory, if `dump` differs from what is there in annotations only.
+/// A dump's directory, if `dump` differs from what is there in annotations only, or has SHA-256 that were not there.
 fn target(store: &Store, entry: &Entry, dump: &Dump) -> Result<OwnedFd> {
-    ensure!(entry.dump.same(dump), "an annotation would change the dump {}", entry.dump.id);
+    let same = entry.dump.same(dump) && entry.dump.keeps_sums(dump);
+    ensure!(same, "an annotation would change the dump {}", entry.dump.id);
     let dir = fsio::open_place(store.top(), &entry.place)?;
     ensure!(fsio::stat(dir.as_fd(), &dump.stem.sidecar())?.is_some(), "{} is gone", dump.id);
     Ok(dir)

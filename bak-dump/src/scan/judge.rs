@@ -17,6 +17,8 @@ use super::name::Began;
 use super::sort::{By, Candidate};
 use crate::driver::{image, vbox, vzdump};
 
+const NEVER: &str = "its name does not tell a time that there can be";
+
 /// What looking at a candidate's files told.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -95,6 +97,9 @@ pub fn judge(candidate: &Candidate, evidence: &Evidence, terms: &Terms) -> Resul
             Ok(Judged { dump, proof, doubtful })
         }
         By::Pattern(found, _) => {
+            if found.began == Began::Never {
+                return Err(NEVER.into());
+            }
             let settled = settled(evidence, terms).map_err(|why| format!("it {why}"))?;
             let (kind, driver) = what(&candidate.files[0], terms.as_kind);
             let guest = guest(&found.vm, kind, driver, terms)?;
@@ -165,7 +170,7 @@ fn guest(vm: &str, kind: &str, driver: &str, terms: &Terms) -> Result<Guest, Str
 }
 
 /// What kind of guest, and of which driver, a file is of by its name.
-fn what<'a>(file: &str, as_kind: Option<&'a str>) -> (&'a str, &'static str) {
+pub fn what<'a>(file: &str, as_kind: Option<&'a str>) -> (&'a str, &'static str) {
     let file = [".zst", ".gz", ".lzo", ".bz2", ".xz"].iter().find_map(|end| file.strip_suffix(end)).unwrap_or(file);
     let (kind, driver) = match file.rsplit_once('.').map_or("", |(_, end)| end) {
         "vma" => ("qemu", vzdump::NAME),
@@ -209,12 +214,17 @@ pub fn note(candidate: &Candidate, proof: &[&str], now: Time) -> serde_json::Val
 /// The moment that a name means. What a clock shows twice, in the night in which summer time ends, is the one closer to
 /// `about`, in Unix seconds.
 fn moment(began: Began, about: i64, terms: &Terms) -> Result<Time, String> {
-    let wall = match began {
-        Began::Utc(moment) => return Ok(Time::new(moment.and_utc())),
-        Began::Local(wall) => wall,
-    };
-    let closest = moments(wall, terms.zone).into_iter().min_by_key(|time| time.unix().abs_diff(about));
-    closest.ok_or_else(|| "its name does not tell a time that there can be".into())
+    let closest = all_moments(began, terms.zone).into_iter().min_by_key(|time| time.unix().abs_diff(about));
+    closest.ok_or_else(|| NEVER.into())
+}
+
+/// All moments that a name may mean.
+pub fn all_moments(began: Began, zone: Zone) -> Vec<Time> {
+    match began {
+        Began::Utc(moment) => vec![Time::new(moment.and_utc())],
+        Began::Local(wall) => moments(wall, zone),
+        Began::Never => Vec::new(),
+    }
 }
 
 /// All moments at which a clock shows this.

@@ -16,10 +16,10 @@ use super::ending::{self, Ending};
 use super::header;
 use super::judge::{Evidence, Judged, Look, Terms, judge};
 use super::name::Pattern;
+use super::names::{Dir, Listed, names};
 use super::sort::{By, Candidate, sort};
 use crate::driver::vzdump::{self, Kind};
 
-const DEPTH_MAX: usize = 32;
 /// Of a longer log so many bytes are read at its beginning and at its end.
 const LOG_PART: usize = 32 << 10;
 /// The longest notes that are taken over, in bytes.
@@ -38,19 +38,12 @@ pub struct Left {
 pub struct Seen {
     pub candidates: Vec<Candidate>,
     pub left: Vec<Left>,
+    /// Those of them that look like archives and that only their owner can help.
+    pub barred: Vec<Left>,
     /// Where the stems that have a sidecar lie.
     pub known: HashMap<String, String>,
     /// Directories that could not be read, by their path below the top.
     pub failed: Vec<(String, anyhow::Error)>,
-}
-
-/// What a directory holds.
-enum Dir {
-    Names(Vec<(String, FileType)>),
-    /// It is not there any more.
-    Gone,
-    /// It lies on another file system, so that nothing can be moved into it.
-    Elsewhere,
 }
 
 /// Walks through a store.
@@ -60,12 +53,13 @@ pub fn walk(store: &Store, patterns: &[Pattern]) -> Result<Seen> {
     let mut places = vec![(String::new(), 0)];
     while let Some((place, depth)) = places.pop() {
         match names(store, &place, depth) {
-            Ok(Dir::Names(names)) => {
-                let sorted = sort(&place, &names, patterns, &|stem: &Stem| busy.why(&place, stem));
+            Ok(Dir::Names(listed)) => {
+                let sorted = sort(&place, &listed, patterns, &|stem: &Stem| busy.why(&place, stem));
                 seen.candidates.extend(sorted.candidates);
                 let left = |(file, why)| Left { place: place.clone(), file, why };
                 seen.left.extend(sorted.left.into_iter().map(left));
-                places.extend(seen.note(&place, names).into_iter().map(|place| (place, depth + 1)));
+                seen.barred.extend(sorted.barred.into_iter().map(left));
+                places.extend(seen.note(&place, listed).into_iter().map(|place| (place, depth + 1)));
             }
             Ok(Dir::Gone) => {}
             Ok(Dir::Elsewhere) => {
@@ -79,31 +73,11 @@ pub fn walk(store: &Store, patterns: &[Pattern]) -> Result<Seen> {
     Ok(seen)
 }
 
-fn names(store: &Store, place: &str, depth: usize) -> Result<Dir> {
-    let dir = match fsio::open_place(store.top(), place) {
-        Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOENT) => return Ok(Dir::Gone),
-        dir => dir?,
-    };
-    let device = |fd: BorrowedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).context("cannot look at a directory");
-    if device(dir.as_fd())? != device(store.top())? {
-        return Ok(Dir::Elsewhere);
-    }
-    anyhow::ensure!(depth <= DEPTH_MAX, "directories are nested too deeply");
-    let mut names = fsio::names(dir.as_fd()).context("cannot list the directory")?;
-    // Some file systems don't say.
-    for (name, kind) in names.iter_mut().filter(|(_, kind)| *kind == FileType::Unknown) {
-        if let Some(stat) = fsio::stat(dir.as_fd(), name)? {
-            *kind = FileType::from_raw_mode(stat.st_mode);
-        }
-    }
-    Ok(Dir::Names(names))
-}
-
 impl Seen {
     /// Notes the sidecars of a directory; the places below it.
-    fn note(&mut self, place: &str, names: Vec<(String, FileType)>) -> Vec<String> {
+    fn note(&mut self, place: &str, listed: Listed) -> Vec<String> {
         let mut below = Vec::new();
-        for (name, kind) in names.into_iter().filter(|(name, _)| is_component(name)) {
+        for (name, kind) in listed.names.into_iter().filter(|(name, _)| is_component(name)) {
             if kind == FileType::Directory {
                 // vzdump's own, while it works.
                 if name.ends_with(".tmp") {
@@ -112,7 +86,7 @@ impl Seen {
                 } else {
                     below.push(join(place, &name));
                 }
-            } else if let Some(stem) = name.strip_suffix(SIDECAR) {
+            } else if let Some(stem) = name.strip_suffix(SIDECAR).filter(|stem| !listed.taken.contains_key(*stem)) {
                 self.known.insert(stem.to_owned(), place.to_owned());
             }
         }
@@ -247,7 +221,7 @@ fn judged(dir: BorrowedFd, candidate: &Candidate, terms: &Terms) -> Result<Looke
 }
 
 /// What a log says, the middle of a long one left out, and when it was written; or why it is no log that can be trusted.
-fn log(dir: BorrowedFd, name: &str) -> Result<Result<(String, i64), String>> {
+pub fn log(dir: BorrowedFd, name: &str) -> Result<Result<(String, i64), String>> {
     let (file, stat) = match fsio::open_stat(dir, name) {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(Err("its log was removed meanwhile".into())),

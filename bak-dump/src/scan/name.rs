@@ -16,6 +16,8 @@ pub enum Began {
     /// By the wall clock of the host that wrote it.
     Local(NaiveDateTime),
     Utc(NaiveDateTime),
+    /// At a time of day that there is not, as 25 o'clock.
+    Never,
 }
 
 /// What the name of an archive of vzdump says.
@@ -61,20 +63,19 @@ pub fn vzdump(name: &str) -> Option<Vzdump> {
     let (id, rest) = rest.split_once('-')?;
     let id = vmid(id)?;
     let (date, ending) = rest.split_at_checked(DATE_LEN)?;
+    let packed = |start: &str| ending.strip_prefix(start).is_some_and(|rest| PACKED.contains(&rest));
+    let is_archive = ending == ".tgz" || packed(".vma") || packed(".tar");
+    // First, as to read a date takes longer, and most other names are those of logs.
+    if !is_archive && !matches!(ending, ".dat" | ".vma.dat" | ".tar.dat" | ".tmp") {
+        return None;
+    }
     let wall = NaiveDateTime::parse_from_str(date, DATE).ok()?;
     // Digits where chrono would take fewer, too.
     if wall.format(DATE).to_string() != date {
         return None;
     }
     let stem = name.strip_suffix(ending)?.to_owned();
-    let is_archive = |ending: &str| {
-        let packed = |start: &str| ending.strip_prefix(start).is_some_and(|rest| PACKED.contains(&rest));
-        ending == ".tgz" || packed(".vma") || packed(".tar")
-    };
-    if is_archive(ending) {
-        return Some(Vzdump::Archive(Archive { stem, id, kind, wall }));
-    }
-    matches!(ending, ".dat" | ".vma.dat" | ".tar.dat" | ".tmp").then_some(Vzdump::Unfinished)
+    Some(if is_archive { Vzdump::Archive(Archive { stem, id, kind, wall }) } else { Vzdump::Unfinished })
 }
 
 /// What something that is no data lies beside, by its name: a log beside all of a stem, notes and marks beside one file.
@@ -261,13 +262,13 @@ fn by_format(text: &str, format: &str) -> Option<(usize, NaiveDateTime)> {
 }
 
 /// The moments that a text may begin with, from the year down, the most exact first: `20261120T010002Z`,
-/// `2026_11_20-02_00_02`, `2026-11-20 02:00`, `20261120`. A date alone is its midnight.
+/// `2026_11_20-02_00_02`, `2026-11-20 02:00`, `20261120`. A date alone is its midnight; one with a time that there is not is never.
 fn moments(text: &str) -> Vec<(usize, Began)> {
     let mut found = Vec::new();
     let mut reader = Reader { text, at: 0 };
     let Some(date) = reader.date() else { return found };
     let mut add = |reader: &Reader, moment: Option<NaiveDateTime>| {
-        let Some(moment) = moment else { return };
+        let Some(moment) = moment else { return found.push((reader.at, Began::Never)) };
         found.push((reader.at, Began::Local(moment)));
         if reader.text[reader.at..].starts_with('Z') {
             found.push((reader.at + 1, Began::Utc(moment)));

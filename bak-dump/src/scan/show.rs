@@ -19,11 +19,20 @@ pub struct Output<'a> {
     /// For the table, where there is one.
     adopted: Vec<Dump>,
     left: Vec<Left>,
+    /// How many were left alone, and how many got SHA-256.
+    alone: usize,
+    summed: usize,
 }
 
 impl<'a> Output<'a> {
     pub fn new(session: &'a Session, store: &'a Store) -> Self {
-        Self { session, store, out: Writer::stdout(), adopted: Vec::new(), left: Vec::new() }
+        Self { session, store, out: Writer::stdout(), adopted: Vec::new(), left: Vec::new(), alone: 0, summed: 0 }
+    }
+
+    /// A dump that was adopted before and got SHA-256, or would.
+    pub fn summed(&mut self, place: String, dump: Dump) -> Result<()> {
+        self.summed += 1;
+        self.adopted(place, dump)
     }
 
     /// A dump that was adopted, or would be.
@@ -50,6 +59,7 @@ impl<'a> Output<'a> {
 
     /// Files that are no dumps.
     pub fn left(&mut self, left: Vec<Left>) {
+        self.alone += left.len();
         if self.session.explain {
             self.left.extend(left);
         }
@@ -91,11 +101,24 @@ impl<'a> Output<'a> {
             let text = with_prose(&["left alone", "why"], &[], self.left.iter().map(row));
             self.out.line(&text)?;
         }
-        let words = if self.session.dry_run { "would be adopted" } else { "adopted" };
-        match (self.session.quiet, self.adopted.len()) {
-            (true, _) => Ok(()),
-            (false, 0) => self.out.line("Nothing to adopt."),
-            (false, count) => self.out.line(&format!("{count} {words}.")),
+        if self.session.quiet {
+            return Ok(());
         }
+        let (adopted, summed) = match self.session.dry_run {
+            true => ("would be adopted", "would get SHA-256"),
+            false => ("adopted", "got SHA-256"),
+        };
+        let mut said = match self.adopted.len() - self.summed {
+            0 if self.summed == 0 => "Nothing to adopt.".into(),
+            0 => String::new(),
+            count => format!("{count} {adopted}."),
+        };
+        if self.summed > 0 {
+            said += &format!(" {} {summed}.", self.summed);
+        }
+        if self.alone > 0 && !self.session.explain {
+            said += &format!(" {} left alone (--explain says why).", self.alone);
+        }
+        self.out.line(said.trim())
     }
 }

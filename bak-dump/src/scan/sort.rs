@@ -5,6 +5,7 @@ use rustix::fs::FileType;
 use std::collections::{BTreeMap, HashSet};
 
 use super::name::{self, Archive, Match, Of, Pattern, Vzdump};
+use super::names::Listed;
 
 /// Files that may be a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,19 +35,23 @@ pub struct Sorted {
     pub candidates: Vec<Candidate>,
     /// Files that are none, and why. Those of dumps that are there already are not among them.
     pub left: Vec<(String, String)>,
+    /// The same for those that look like archives and that only their owner can help.
+    pub barred: Vec<(String, String)>,
 }
 
 /// Sorts the names in the directory `place`. `of_bak` says why bak itself has to do with a stem.
-pub fn sort(
-    place: &str,
-    names: &[(String, FileType)],
-    patterns: &[Pattern],
-    of_bak: &dyn Fn(&Stem) -> Option<String>,
-) -> Sorted {
+pub fn sort(place: &str, listed: &Listed, patterns: &[Pattern], of_bak: &dyn Fn(&Stem) -> Option<String>) -> Sorted {
     let mut sorted = Sorted::default();
-    let visible = || names.iter().filter(|(name, _)| is_component(name));
+    let visible = || listed.names.iter().filter(|(name, _)| is_component(name));
     let all: HashSet<&str> = visible().map(|(name, _)| name.as_str()).collect();
-    let dumps: HashSet<&str> = all.iter().filter_map(|name| name.strip_suffix(SIDECAR)).collect();
+    let stems = all.iter().filter_map(|name| name.strip_suffix(SIDECAR));
+    let dumps: HashSet<&str> = stems.filter(|stem| !listed.taken.contains_key(*stem)).collect();
+    for (file, why) in &listed.odd {
+        let is_archive = name::beside(file).is_none() && !name::is_unfinished(file);
+        let like = file.starts_with("vzdump-") || by_pattern(file, patterns).is_ok();
+        let side = if is_archive && like { &mut sorted.barred } else { &mut sorted.left };
+        side.push((file.clone(), (*why).to_owned()));
+    }
     let mut groups: BTreeMap<String, (By, Vec<String>)> = BTreeMap::new();
     let mut beside: Vec<(String, Of)> = Vec::new();
     for (file, kind) in visible().filter(|(_, kind)| *kind != FileType::Directory) {
@@ -84,6 +89,15 @@ pub fn sort(
         };
         if !there {
             sorted.left.push((file, "what it would belong to is not here".into()));
+        }
+    }
+    for (stem, why) in &listed.taken {
+        let of_other = || (format!("{stem}{SIDECAR}"), format!("it is called like a record of bak: {why}"));
+        let in_the_way =
+            |file: String| (file, format!("another file is where its record would go: {why}; move that away"));
+        match groups.remove(stem) {
+            Some((_, files)) => sorted.barred.extend(files.into_iter().map(in_the_way)),
+            None => sorted.left.push(of_other()),
         }
     }
     for (stem, (by, files)) in groups {
@@ -157,7 +171,8 @@ mod tests {
     fn sorted(names: &[&str], patterns: &[&str]) -> (Vec<Vec<String>>, Vec<(String, String)>) {
         let names: Vec<_> = names.iter().map(|name| ((*name).to_owned(), FileType::RegularFile)).collect();
         let patterns: Vec<Pattern> = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
-        let sorted = sort("", &names, &patterns, &|stem| (stem.as_str() == "bak-20200101").then(|| "busy".into()));
+        let listed = Listed { names, ..Listed::default() };
+        let sorted = sort("", &listed, &patterns, &|stem| (stem.as_str() == "bak-20200101").then(|| "busy".into()));
         (sorted.candidates.into_iter().map(|candidate| candidate.files).collect(), sorted.left)
     }
 
