@@ -104,7 +104,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-R").arg(&self.0).status();
+        // A program that another thread is just starting has all that is open here for a moment: then it goes with that.
+        let umount = |how: &str| Command::new("umount").arg(how).arg(&self.0).status();
+        if !umount("-R").is_ok_and(|status| status.success()) {
+            let _ = umount("-Rl");
+        }
     }
 }
 
