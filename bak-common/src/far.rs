@@ -24,6 +24,7 @@ mod cache;
 mod daemon;
 mod delta;
 mod end;
+mod flush;
 pub mod home;
 pub mod identity;
 pub mod listing;
@@ -354,6 +355,7 @@ impl Far {
                 self.fsync.store(false, Relaxed);
                 continue;
             }
+            self.flush_names(below, files)?;
             return Ok(ran);
         }
     }

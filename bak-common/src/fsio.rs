@@ -239,9 +239,14 @@ pub fn replace(dir: BorrowedFd, temp: &str, name: &str) -> Result<()> {
         .with_context(|| format!("cannot put {} in its place", printable(name)))
 }
 
-/// Makes `name` hold `bytes`, flushed. A crash leaves it in any state, so it is for names that nobody reads.
+/// Makes `name` hold `bytes`, flushed. A crash leaves it in any state, so it is for names that nobody reads. If it fails,
+/// as on a full disk, nothing stays.
 pub fn write_flushed(dir: BorrowedFd, name: &str, bytes: &[u8]) -> Result<()> {
-    write(create(dir, name, OFlags::TRUNC)?, name, &[bytes])
+    let written = write(create(dir, name, OFlags::TRUNC)?, name, &[bytes]);
+    if written.is_err() {
+        let _ = unlink(dir, name);
+    }
+    written
 }
 
 /// Makes `name`, which is not there yet, hold all of `pieces`, flushed.

@@ -19,11 +19,14 @@ use crate::store::BAK;
 
 /// Takes the lock of a whole pass: one at a time works on a destination.
 pub fn lock(session: &Session, outbox: &Outbox) -> Result<Lock> {
-    let bak = outbox.store.make_bak()?;
-    let lock =
-        Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &format!("the outbox of {}", outbox.dest))?;
-    lock.sign(&Holder::me())?;
-    Ok(lock)
+    let take = || {
+        let bak = outbox.store.make_bak()?;
+        let what = format!("the outbox of {}", outbox.dest);
+        let lock = Lock::take(bak.as_fd(), "pass", Hold::Exclusive, session.wait, &what)?;
+        lock.sign(&Holder::me())?;
+        Ok(lock)
+    };
+    take().map_err(|error| outbox.store.where_full(error))
 }
 
 /// A directory for one pass in the outbox's `.bak`, gone with it; what a crash left of the last one is swept first. Only

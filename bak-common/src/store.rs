@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,7 @@ mod adopt;
 mod annotate;
 mod change;
 mod copy;
+mod full;
 mod going;
 mod link;
 mod log;
@@ -171,7 +173,7 @@ impl Store {
         };
         let full = match path.canonicalize() {
             Ok(full) => full,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(missing()),
             Err(error) => return Err(Kind::Usage.says(format!("cannot open the store {}: {error}", path.display()))),
         };
         let top = File::open(&full)
@@ -197,9 +199,12 @@ impl Store {
                         .with_context(|| format!("cannot flush {}", parent.display()))?;
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(Kind::Usage.says(format!("cannot make the directory {}: {error}", path.display())));
+                let text = format!("cannot make the directory {}: {error}", path.display());
+                // A full disk is no fault of who called.
+                let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+                return Err(if full { anyhow!(text) } else { Kind::Usage.says(text) });
             }
         }
         Self::open(path)
@@ -346,7 +351,7 @@ impl Store {
     pub fn lock(&self, wait: Duration, report: &Report) -> Result<Locked<'_>> {
         let bak = self.make_bak()?;
         let what = format!("the store {}", self.path.display());
-        let lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, wait, &what)?;
+        let lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, wait, &what).map_err(|e| self.where_full(e))?;
         // Only so that others can say who holds it: a full disk must not keep bak-prune from making room.
         let _ = lock.sign(&Holder::me());
         let locked = Locked { store: self, bak, _lock: lock };

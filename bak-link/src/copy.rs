@@ -20,15 +20,22 @@ const LOCK: &str = "copying";
 
 /// Takes the right to copy into this outbox.
 pub fn lock(session: &Session, outbox: &Outbox) -> Result<Lock> {
-    let bak = outbox.store.make_bak()?;
-    let what = format!("copying into the outbox {}", outbox.store.path().display());
-    let lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, session.wait, &what)?;
-    lock.sign(&Holder::me())?;
-    Ok(lock)
+    let take = || {
+        let bak = outbox.store.make_bak()?;
+        let what = format!("copying into the outbox {}", outbox.store.path().display());
+        let lock = Lock::take(bak.as_fd(), LOCK, Hold::Exclusive, session.wait, &what)?;
+        lock.sign(&Holder::me())?;
+        Ok(lock)
+    };
+    take().map_err(|error| outbox.store.where_full(error))
 }
 
 /// Copies one dump.
 pub fn copy(run: &Run, outbox: &Outbox, one: &Wanted) -> Result<()> {
+    copy_it(run, outbox, one).map_err(|error| outbox.store.where_full(error))
+}
+
+fn copy_it(run: &Run, outbox: &Outbox, one: &Wanted) -> Result<()> {
     let session = run.session;
     let store = || outbox.store.lock(session.wait, &session.report);
     let work = store()?.begin(&one.dump.stem, &Outbox::place(&one.dump.vm))?;

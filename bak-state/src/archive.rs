@@ -324,6 +324,10 @@ impl Run<'_> {
     /// Makes the dump in `to`; whether by links. Where they cannot be made, although it lies on the same file system, it
     /// is copied: not all file systems have them, and not across mount points.
     fn add(&self, to: &Store, entry: &Entry, linkable: bool) -> Result<bool> {
+        self.add_it(to, entry, linkable).map_err(|error| to.where_full(error))
+    }
+
+    fn add_it(&self, to: &Store, entry: &Entry, linkable: bool) -> Result<bool> {
         let report = &self.session.report;
         let begin = || to.lock(self.session.wait, report)?.begin(&entry.dump.stem, &entry.place);
         let fresh = self.from.look(&entry.place, &entry.dump.stem)?.context("it was removed meanwhile")?;

@@ -3,7 +3,9 @@
 
 pub mod checker;
 pub mod clock;
+pub mod disk;
 pub mod net;
+pub mod power;
 pub mod process;
 pub mod pve;
 pub mod rig;

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Bounds, Far};
+use super::{Bounds, Far, Url};
 use crate::fsio;
 use crate::meter::{Throttle, Wire};
 
@@ -37,6 +37,15 @@ impl Far {
     /// Appends to the partial file over there. Once all of it is there and reads back the same it gets its place; false if
     /// it was not all.
     pub fn append(&self, slice: Slice, watch: &mut dyn FnMut(Wire) -> Result<()>) -> Result<bool> {
+        self.append_it(slice, watch).map_err(|error| match &self.url {
+            Url::Path(path) if format!("{error:#}").contains("No space left on device") => {
+                error.context(format!("the disk over there is full ({})", path.display()))
+            }
+            _ => error,
+        })
+    }
+
+    fn append_it(&self, slice: Slice, watch: &mut dyn FnMut(Wire) -> Result<()>) -> Result<bool> {
         let Slice { from, place, partial, name, .. } = slice;
         self.still_mounted()?;
         let Some(top) = &self.opened else { bail!("only a mounted path can be appended to") };
@@ -74,8 +83,7 @@ impl Far {
         fsio::move_file(parts.as_fd(), dir.as_fd(), name).context("cannot move a file over there")?;
         // Where a mount can only link it still has both names.
         fsio::unlink(parts.as_fd(), name)?;
-        // Some mounts cannot flush directories; the listing that follows is the proof.
-        let _ = rustix::fs::fsync(&dir);
+        self.flush_names(place, &[name.to_owned()])?;
         // Not while another file of the guest is on its way.
         fsio::remove_empty_dir(dir.as_fd(), partial);
         Ok(true)
@@ -128,7 +136,6 @@ impl Far {
 /// Why nothing can be written, in the words that rsync's troubles have.
 fn unwritten(error: std::io::Error) -> anyhow::Error {
     let what = match error.kind() {
-        ErrorKind::StorageFull => "the disk over there is full",
         ErrorKind::QuotaExceeded => "the quota over there is used up",
         _ => "cannot write a file over there",
     };

@@ -219,6 +219,12 @@ impl Locked<'_> {
     /// Gives sidecars to dumps whose files lie at their places. When this returns, those that went well exist, and nothing
     /// else has changed.
     pub fn adopt(&self, found: &[Found]) -> Adoption {
+        let Adoption { results, stopped } = self.adopt_all(found);
+        let results = results.into_iter().map(|one| one.map_err(|error| self.store.where_full(error))).collect();
+        Adoption { results, stopped: stopped.map(|error| self.store.where_full(error)) }
+    }
+
+    fn adopt_all(&self, found: &[Found]) -> Adoption {
         let scene = match self.scene(found) {
             Ok(scene) => scene,
             Err(error) => return Adoption { results: undecided(found.len()), stopped: Some(error) },

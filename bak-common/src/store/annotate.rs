@@ -37,7 +37,8 @@ impl Locked<'_> {
     pub fn annotate(&self, entry: &Entry, dump: &Dump) -> Result<()> {
         let dir = target(self.store, entry, dump)?;
         // Written in `.bak`, under the lock, so that a crash leaves nothing beside the dumps.
-        fsio::write_flushed(self.bak.as_fd(), TEMP, &dump.to_sidecar())?;
+        let written = fsio::write_flushed(self.bak.as_fd(), TEMP, &dump.to_sidecar());
+        written.map_err(|error| self.store.where_full(error))?;
         put(self.bak.as_fd(), TEMP, &dir, dump)?;
         fsio::sync(dir.as_fd())
     }
@@ -45,7 +46,8 @@ impl Locked<'_> {
     /// The same for many dumps, in the same order for all of them, so that flushes share what they cost. One result each.
     /// A crash leaves some of them annotated, each of them whole.
     pub fn annotate_all(&self, changes: &[(&Entry, Dump)]) -> Vec<Result<()>> {
-        changes.chunks(MANY).flat_map(|some| self.annotate_some(some)).collect()
+        let noted = changes.chunks(MANY).flat_map(|some| self.annotate_some(some));
+        noted.map(|one| one.map_err(|error| self.store.where_full(error))).collect()
     }
 
     fn annotate_some(&self, changes: &[(&Entry, Dump)]) -> Vec<Result<()>> {

@@ -78,7 +78,7 @@ impl Locked<'_> {
             }
             self.finish_remove(leaving, &mut results);
         }
-        results
+        results.into_iter().map(|result| result.map_err(|error| self.store.where_full(error))).collect()
     }
 
     /// Opens a directory of the store and where its dropped sidecars go; `None` if it is not there.

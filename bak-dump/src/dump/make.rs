@@ -220,6 +220,10 @@ impl<'a> Run<'a> {
     }
 
     fn make(&self, number: usize, subject: &Subject, held: &Held) -> Result<(Box<Dump>, Option<String>)> {
+        self.dump_it(number, subject, held).map_err(|error| self.store.where_full(error))
+    }
+
+    fn dump_it(&self, number: usize, subject: &Subject, held: &Held) -> Result<(Box<Dump>, Option<String>)> {
         let guest = &subject.guest;
         // Recovery comes with the lock, so what it frees or finishes is counted.
         let store = self.store.lock(self.session.wait, &self.session.report)?;

@@ -1,8 +1,9 @@
 //! What the black-box tests of bak-link share.
 
+#[allow(unused_imports, reason = "not every test file needs all of it")]
+pub use bak_tests::disk::{Disk, root, tool};
 use bak_tests::{Kit, Ran, check_store};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 pub const NOW: &str = "2026-11-20T12:00:00Z";
 
@@ -43,53 +44,4 @@ impl Link for Kit {
         assert_eq!((seen.broken, seen.unfinished), (vec![], vec![]));
         seen.whole
     }
-}
-
-/// Whether we are root, without whom nothing can be mounted; else says that a test was left out.
-#[allow(dead_code)]
-pub fn root() -> bool {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    let root = id.stdout == b"0\n";
-    if !root {
-        eprintln!("left out: only root can do this");
-    }
-    root
-}
-
-/// A file system of its own in a file, unmounted when dropped. Needs root.
-#[allow(dead_code)]
-pub struct Disk(PathBuf);
-
-#[allow(dead_code)]
-impl Disk {
-    /// Made by `mkfs` (with its options), of so many MiB.
-    pub fn new(kit: &Kit, mkfs: &[&str], mib: u64) -> Self {
-        let (file, dir) = (kit.path("disk.img"), kit.path("disk"));
-        std::fs::File::create(&file).unwrap().set_len(mib << 20).unwrap();
-        std::fs::create_dir(&dir).unwrap();
-        let disk = Self(dir);
-        tool(kit, &[mkfs, &[file.to_str().unwrap()]].concat());
-        tool(kit, &["mount", "-o", "loop", file.to_str().unwrap(), disk.0.to_str().unwrap()]);
-        tool(kit, &["mountpoint", "-q", disk.0.to_str().unwrap()]);
-        disk
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-R").arg(&self.0).status();
-    }
-}
-
-/// Runs one of the system's programs, which must succeed; what it prints.
-#[allow(dead_code)]
-pub fn tool(kit: &Kit, argv: &[&str]) -> String {
-    let mut command = kit.command(argv[0]);
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(&argv[1..]);
-    bak_tests::finish(command, "").expect(0).out
 }
