@@ -150,7 +150,9 @@ fn a_full_disk() {
         fs::create_dir(kit.path("room")).unwrap();
         let ran = kit.sh("unshare -m sh steps 2>said; grep ^bak-scan said >&2; grep ^[0-9] said").expect(0);
         let room = kit.path("room").canonicalize().unwrap();
-        let line = format!("{}: {archives} archives could not be adopted: No space left", room.display());
+        let room = room.display();
+        let line =
+            format!("{room}: {archives} archives could not be adopted: the disk of {room} is full, make room there");
         assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
         assert!(ran.err.starts_with(&format!("bak-scan: {line}")), "{}", ran.err);
         assert_eq!(ran.out, format!("{archives}\n1\n"), "{}", ran.err);

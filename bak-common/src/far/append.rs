@@ -38,7 +38,7 @@ impl Far {
     /// it was not all.
     pub fn append(&self, slice: Slice, watch: &mut dyn FnMut(Wire) -> Result<()>) -> Result<bool> {
         self.append_it(slice, watch).map_err(|error| match &self.url {
-            Url::Path(path) if format!("{error:#}").contains("No space left on device") => {
+            Url::Path(path) if fsio::is_full(&error) => {
                 error.context(format!("the disk over there is full ({})", path.display()))
             }
             _ => error,
