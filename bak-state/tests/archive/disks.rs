@@ -133,7 +133,8 @@ fn a_full_disk_leaves_the_source_untouched() {
         "mount -o remount,size=20m mnt; strace -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:error=ENOSPC";
     let ran =
         inside(&format!("{fill} {state}; echo $?; find mnt -type f ! -name lock; {state}; echo $?; ls mnt/web store"));
-    let ran = ran.expect(0).says("web@20261118T010000Z: cannot move it to the archive: cannot copy web-20261118T010000Z.raw: cannot write it: No space left");
+    let ran = ran.expect(0).says("web@20261118T010000Z: cannot move it to the archive: the disk of ");
+    let ran = ran.says("/mnt is full, make room there (bak-prune does): cannot copy web-20261118T010000Z.raw: cannot write it: No space left");
     assert!(ran.out.contains("ARCHIVED") && ran.out.contains("\n1\n") && ran.out.contains("\n0\n"), "{}", ran.out);
     assert!(ran.out.contains("mnt/web:\nweb-20261118T010000Z.dump.json\nweb-20261118T010000Z.raw\n"), "{}", ran.out);
 }
