@@ -301,6 +301,7 @@ impl Line {
         let mut bytes = [0; LENGTH];
         // A file that can't be read any more is as one that says nothing.
         let _ = self.counts.0.read_exact_at(&mut bytes, 0);
+        // They all stand within it.
         let number = |at: u64| bytes[at as usize..].first_chunk().copied().map_or(0, u64::from_le_bytes);
         (getppid() == self.parent).then(|| Orders {
             seen: number(SEEN),

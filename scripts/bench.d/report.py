@@ -51,7 +51,11 @@ with open(f"{out}/bench.json", "w") as file:
     json.dump({"date": date, "commit": commit, "machine": machine, "quick": quick != "no", "rows": rows, "growth": grown}, file, indent=1)
     file.write("\n")
 
-shown = [(row["what"], f"{row['bak']:g}", "" if row["bare"] is None else f"{row['bare']:g}", "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+def figure(value):
+    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+shown = [(row["what"], figure(row["bak"]), figure(row["bare"]), "" if row["ratio"] is None else f"{row['ratio']:.2f}",
           row["goal"] or "", {True: "yes", False: "NO", None: ""}[row["met"]]) for row in rows]
 names = list(dict.fromkeys(row["what"] for row in grown))
 sizes = sorted({row["size"] for row in grown})
@@ -80,7 +84,7 @@ def table(heads, rows):
 
 
 def markdown(heads, rows):
-    return "\n".join(["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1), *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join(["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1), *("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows)])
 
 
 if shown:
@@ -95,7 +99,7 @@ if ratios:
         for at, row in enumerate(reversed(ratios)):
             print(at, row["ratio"], file=file)
     labels = ", ".join(f"{quoted(row['what'])} {at}" for at, row in enumerate(reversed(ratios)))
-    gnuplot("ratios", [80 + 22 * len(ratios), 'set title "bak against the bare tool or peer in the same run (1 = as much; what is better, and the goal, is in the table)"',
+    gnuplot("ratios", [80 + 22 * len(ratios), 'set title "bak : the bare tool or peer (what is better is in the table)"',
                        f"set ytics ({labels}) nomirror", f"set yrange [-0.6:{len(ratios) - 0.4}]", "set logscale x 2", "set grid x", "set key off",
                        "set style fill solid 0.6", "set arrow from 1, graph 0 to 1, graph 1 nohead lw 2",
                        'plot "ratios.data" using (1):1:(1):2:($1-0.35):($1+0.35) with boxxyerror lc rgb "#4477aa"'])
