@@ -78,9 +78,9 @@ impl Drill {
 /// told will be drilled again.
 pub fn read(dir: &Path) -> Result<Vec<Drill>> {
     let Some(top) = home::look(dir)? else { return Ok(Vec::new()) };
-    let text =
-        fsio::read_file(top.as_fd(), HISTORY, MAX).context("cannot read the history of drills")?.unwrap_or_default();
-    Ok(parse(&text))
+    let text = fsio::read_file(top.as_fd(), HISTORY, MAX);
+    let text = text.with_context(|| format!("cannot read the history of drills in {}", dir.display()))?;
+    Ok(parse(&text.unwrap_or_default()))
 }
 
 /// What a history says.

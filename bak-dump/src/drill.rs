@@ -73,7 +73,7 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
         home::look(work).context("--work")?;
     }
     let dir = notes_dir(request.store)?;
-    let history = drills::read(&dir).with_context(|| dir.display().to_string())?;
+    let history = drills::read(&dir)?;
     let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
     let chosen = {
         let known: RefCell<HashMap<String, Result<(), String>>> = RefCell::default();
