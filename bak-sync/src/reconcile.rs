@@ -10,12 +10,12 @@ use bak_common::args::{Destination, Session};
 use bak_common::calendar::Time;
 use bak_common::far::{Bounds, Far, FarFile, FarKind};
 use bak_common::ledger::{self, Line};
-use bak_common::name::is_component;
+use bak_common::name::{DumpId, is_component};
 use bak_common::outbox::Outbox;
 use bak_common::record::{Dump, GuestKey, Record, SentNote, to_line};
-use bak_common::store::{Listing, Store};
+use bak_common::store::{Entry, Listing, Store};
 use serde_json::json;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::Instant;
 
@@ -81,13 +81,17 @@ pub fn compare(sides: &Sides) -> Vec<Finding> {
     let sent: HashSet<_> = history.iter().map(|dump| &dump.id).collect();
     let pruned: HashSet<_> = pruned.into_iter().map(|dump| &dump.id).collect();
     let guests: HashSet<GuestKey> = sides.history.iter().chain(sides.local).map(Dump::key).collect();
-    let good = || sides.there.good().map(|entry| &entry.dump);
-    for dump in history.iter().filter(|dump| !good().any(|there| there.same(dump))) {
-        let fault = sides.there.dumps.iter().find(|entry| entry.dump.id == dump.id);
+    let mut there: HashMap<&DumpId, Vec<&Entry>> = HashMap::new();
+    for entry in &sides.there.dumps {
+        there.entry(&entry.dump.id).or_default().push(entry);
+    }
+    let named = |dump: &Dump| there.get(&dump.id).map_or(&[][..], Vec::as_slice);
+    let is_there = |dump: &Dump| named(dump).iter().any(|entry| entry.is_good() && entry.dump.same(dump));
+    for dump in history.iter().filter(|dump| !is_there(dump)) {
         if sides.there.unreadable.iter().any(|bad| bad.may_concern(&dump.vm)) {
             found(dump, What::Unclear, "a sidecar of its guest over there cannot be read".into());
         } else {
-            let why = match fault.map(|entry| entry.fault.as_deref()) {
+            let why = match named(dump).first().map(|entry| entry.fault.as_deref()) {
                 None => "it is not over there".to_owned(),
                 Some(Some(fault)) => format!("over there {fault}: remove its sidecar there, and it can be sent again"),
                 Some(None) => "another dump is over there under its name".to_owned(),
@@ -95,44 +99,51 @@ pub fn compare(sides: &Sides) -> Vec<Finding> {
             found(dump, What::Gone, why);
         }
     }
-    for dump in good().filter(|dump| !sent.contains(&dump.id)) {
+    for dump in sides.there.good().map(|entry| &entry.dump).filter(|dump| !sent.contains(&dump.id)) {
         // A place that nodes share also has what is none of our business.
         if dump.node.as_deref() == Some(sides.node) || guests.contains(&dump.key()) {
             found(dump, What::Adopted, "it is over there".into());
         }
     }
-    let known = |dump: &&Dump| {
-        !sent.contains(&dump.id)
-            && !pruned.contains(&dump.id)
-            && !sides.there.dumps.iter().any(|e| e.dump.id == dump.id)
-    };
+    let files = Copies::new(sides.files);
+    let known = |dump: &&Dump| !sent.contains(&dump.id) && !pruned.contains(&dump.id) && !there.contains_key(&dump.id);
     for dump in sides.local.iter().filter(known) {
-        if let Some(place) = copied(dump, sides.files) {
+        if let Some(place) = files.place(dump) {
             let why = format!("its files are over there in {place}/, by name and size");
-            found(dump, What::Copied(place), why.replace(" in /,", ","));
+            found(dump, What::Copied(place.to_owned()), why.replace(" in /,", ","));
         }
     }
     findings.into_values().collect()
 }
 
-/// The directory over there in which all files of a dump lie, by name and size, but for the one into which bak-sync itself
-/// sends them: what lies there without a sidecar is its unfinished work.
-fn copied(dump: &Dump, files: &[FarFile]) -> Option<String> {
-    let own = Outbox::place(&dump.vm);
-    let first = dump.files.first()?;
-    let holds = |place: &str, name: &str, bytes: u64| {
-        let path = if place.is_empty() { name.to_owned() } else { format!("{place}/{name}") };
-        files.iter().any(|file| file.name == path && file.kind == FarKind::File && file.bytes == bytes)
-    };
-    files
-        .iter()
-        .filter(|file| file.name.split('/').all(is_component))
-        .filter_map(|file| match file.name.rsplit_once('/') {
-            Some((place, name)) => (name == first.name).then_some(place),
-            None => (file.name == first.name).then_some(""),
-        })
-        .find(|place| *place != own && dump.files.iter().all(|file| holds(place, &file.name, file.bytes)))
-        .map(str::to_owned)
+/// All files over there: by their names the directories where such a one lies, and each with its size.
+struct Copies<'a> {
+    places: HashMap<&'a str, Vec<&'a str>>,
+    sizes: HashMap<(&'a str, &'a str), u64>,
+}
+
+impl<'a> Copies<'a> {
+    fn new(files: &'a [FarFile]) -> Self {
+        let (mut places, mut sizes) = (HashMap::<_, Vec<_>>::new(), HashMap::new());
+        let sayable = |file: &&FarFile| file.kind == FarKind::File && file.name.split('/').all(is_component);
+        for file in files.iter().filter(sayable) {
+            let (place, name) = file.name.rsplit_once('/').unwrap_or(("", &file.name));
+            places.entry(name).or_default().push(place);
+            sizes.insert((place, name), file.bytes);
+        }
+        Self { places, sizes }
+    }
+
+    /// The directory over there in which all files of a dump lie, by name and size, but for the one into which bak-sync itself
+    /// sends them: what lies there without a sidecar is its unfinished work.
+    fn place(&self, dump: &Dump) -> Option<&'a str> {
+        let own = Outbox::place(&dump.vm);
+        let all = |place: &str| {
+            dump.files.iter().all(|file| self.sizes.get(&(place, file.name.as_str())) == Some(&file.bytes))
+        };
+        let places = self.places.get(dump.files.first()?.name.as_str())?;
+        places.iter().copied().find(|place| *place != own && all(place))
+    }
 }
 
 /// Compares and, but in a dry run, sets the history right. `done` is called for each dump that the two sides disagree on.

@@ -70,6 +70,7 @@ fn scene() -> (Kit, Sshd, Rsyncd) {
             put_dump(&root.join(store), "db-1", &format!("{day}T01:00:02Z"), 1000, json!({}));
         }
     }
+    put_dump(&root.join("srv/dumps"), "100", "2026-11-20T01:00:02Z", 1000, json!({"adopted": {}}));
     for dir in ["var/bak", "var/tmp", "srv/images"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
