@@ -277,13 +277,12 @@ fn write(mut file: File, name: &str, pieces: &[&[u8]]) -> Result<()> {
     written.with_context(|| format!("cannot write {}", printable(name)))
 }
 
-/// Whether an error says that no more can be written: the disk is full, or what we may use of it.
+/// Whether an error says that no more can be written: the disk is full, or what we may use of it. By its words, which are the
+/// same of system calls and of the programs that we start.
 pub fn is_full(error: &anyhow::Error) -> bool {
-    const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
-    error.chain().any(|cause| {
-        let errno = cause.downcast_ref::<Errno>().copied();
-        errno.or_else(|| cause.downcast_ref().and_then(Errno::from_io_error)).is_some_and(|errno| FULL.contains(&errno))
-    })
+    const SAID: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+    let text = format!("{error:#}");
+    SAID.iter().any(|said| text.contains(said))
 }
 
 /// Flushes a directory or a file. Never tried again: after a failed flush the pages are marked clean.

@@ -133,10 +133,11 @@ fn nothing(chosen: &[Choice]) -> String {
 
 /// Whether an error says nothing of the dump that was drilled: something is full, missing, locked or refused here.
 fn is_ours(error: &anyhow::Error) -> bool {
-    const FULL: [&str; 4] =
-        ["no space left on device", "disk quota exceeded", "verr_disk_full", "insufficient free space"];
+    // VirtualBox's words, and LVM's.
+    const FULL: [&str; 2] = ["verr_disk_full", "insufficient free space"];
     let text = format!("{error:#}").to_lowercase();
     error.is::<Here>()
+        || fsio::is_full(error)
         || error.is::<NotRun>()
         || error.is::<NotExecutable>()
         || status(error) != 1

@@ -185,6 +185,24 @@ pub struct Trial<'a> {
     pub tick: &'a (dyn Fn(Progress) -> Result<()> + Sync),
 }
 
+impl<'a> Trial<'a> {
+    /// The order to restore it, as a guest of this name if it becomes one.
+    pub fn order(&'a self, name: Option<&'a GuestName>) -> Order<'a> {
+        Order {
+            dump: self.dump,
+            files: self.files,
+            name,
+            to: self.to,
+            format: None,
+            force: false,
+            dry_run: false,
+            there: true,
+            hold: Some(self.hold),
+            tick: self.tick,
+        }
+    }
+}
+
 /// What became of that which a killed trial had noted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cleared {

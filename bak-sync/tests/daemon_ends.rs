@@ -6,8 +6,8 @@ use bak_tests::clock::Clock;
 use bak_tests::net::Line;
 use bak_tests::rsyncd::Relay;
 use bak_tests::{Kit, Ran, bin, check_store, noise};
-use common::ending::{nothing_runs, wait_for};
-use common::{DAY1, DAY2, Place};
+use common::ending::{half_changed, killed, nothing_runs, wait_for};
+use common::{DAY1, Place};
 use serde_json::json;
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -44,23 +44,14 @@ fn relayed() -> (Place, Relay, String) {
 #[test]
 fn nobody_outlives_a_pass_that_is_killed() {
     let (place, relay, url) = relayed();
-    let old = noise(1, 2_000_000);
-    place.wait_with("web", DAY1, &old, json!({}));
-    place.sync([]).clean();
-    let mut new = old;
-    new[1_000_000..].copy_from_slice(&noise(2, 1_000_000));
-    let web = place.wait_with("web", DAY2, &new, json!({}));
+    let web = half_changed(&place);
     for (round, share) in noise(7, 8).into_iter().enumerate() {
         // Anywhere from the first words to the middle of the data.
         let (before, bytes) = (relay.seen(), u64::from(share) * 1_500);
         let command = place.kit.command(bin("bak-sync"));
         let mut child = pass(command, &url, &["--bwlimit", "300K", "--limit", "10M"]);
         wait_for("nothing crosses", || relay.seen() - before > bytes || child.try_wait().unwrap().is_some());
-        let _ = child.kill();
-        child.wait().unwrap();
-        nothing_runs(&place, &format!("round {round}, after {bytes} bytes"));
-        let seen = check_store(&place.far());
-        assert!(seen.broken.is_empty(), "{seen:?}");
+        killed(&place, child, &format!("round {round}, after {bytes} bytes"));
     }
     place.sync([]).clean();
     let seen = check_store(&place.far());

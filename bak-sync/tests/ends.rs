@@ -5,7 +5,7 @@ mod common;
 
 use bak_tests::clock::Clock;
 use bak_tests::{Ran, check_store, noise};
-use common::ending::{arrives, ended, kill, nothing_runs, running, start, wait_for};
+use common::ending::{arrives, ended, half_changed, kill, killed, nothing_runs, running, start, wait_for};
 use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::fs;
@@ -173,12 +173,7 @@ fn who_waits_for_standard_input_just_ends_and_who_ignores_a_signal_goes_on() {
 #[test]
 fn nobody_outlives_a_pass_that_is_killed() {
     let place = Place::new(true);
-    let old = noise(1, 2_000_000);
-    place.wait_with("web", DAY1, &old, json!({}));
-    place.sync([]).clean();
-    let mut new = old;
-    new[1_000_000..].copy_from_slice(&noise(2, 1_000_000));
-    let web = place.wait_with("web", DAY2, &new, json!({}));
+    let web = half_changed(&place);
     let (ssh, url) = (place.sshd.as_ref().unwrap().command(), place.sshd.as_ref().unwrap().url(&place.far()));
     place.kit.write("wrapped", format!("#!/bin/sh\n{ssh} \"$@\"\nexit $?\n"));
     place.kit.sh("chmod 755 wrapped").clean();
@@ -191,11 +186,7 @@ fn nobody_outlives_a_pass_that_is_killed() {
         let mut child = pass.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let moment = Instant::now() + Duration::from_millis(u64::from(millis) * 6);
         wait_for("it ends too soon", || Instant::now() >= moment || child.try_wait().unwrap().is_some());
-        let _ = child.kill();
-        child.wait().unwrap();
-        nothing_runs(&place, &format!("round {round}, after {} ms", u64::from(millis) * 6));
-        let seen = check_store(&place.far());
-        assert!(seen.broken.is_empty(), "{seen:?}");
+        killed(&place, child, &format!("round {round}, after {} ms", u64::from(millis) * 6));
     }
     place.sync([]).clean();
     assert_eq!(check_store(&place.far()).whole.last(), Some(&web));

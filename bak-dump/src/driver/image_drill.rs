@@ -14,18 +14,7 @@ pub fn drill(trial: &Trial) -> Result<String> {
     // As it would go back to its place, where that is one format that can be written.
     let back = sources().next().flatten().filter(|format| WRITABLE.contains(format));
     let back = back.filter(|format| sources().all(|other| other == Some(*format)));
-    let order = Order {
-        dump: trial.dump,
-        files: trial.files,
-        name: None,
-        to: Some(trial.dir),
-        format: back,
-        force: false,
-        dry_run: false,
-        there: true,
-        hold: Some(trial.hold),
-        tick: trial.tick,
-    };
+    let order = Order { to: Some(trial.dir), format: back, ..trial.order(None) };
     let made = restore(&order)?;
     ensure!(made.len() == trial.files.len(), "{} of {} disks came back", made.len(), trial.files.len());
     for ((entry, file), made) in trial.dump.files.iter().zip(trial.files).zip(&made) {

@@ -35,12 +35,15 @@ pub struct Run<'a> {
     done: AtomicUsize,
     /// What ends the whole run: nobody reads our output any more.
     fatal: Mutex<Option<anyhow::Error>>,
+    /// What a dry run plans by, as it changes nothing; empty otherwise, as others then must be looked at anew.
+    seen: Listing,
 }
 
 /// What came of one guest.
 enum Came {
     Dumped(Box<Dump>),
-    Planned,
+    /// It would be; when its last dump was begun.
+    Planned(Option<Time>),
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,6 +84,7 @@ impl<'a> Run<'a> {
             begun: Instant::now(),
             done: AtomicUsize::new(0),
             fatal: Mutex::new(None),
+            seen: if session.dry_run { listing } else { Listing::default() },
         }
     }
 
@@ -165,11 +169,11 @@ impl<'a> Run<'a> {
                 self.done.fetch_add(1, Ordering::Relaxed);
                 self.show.record(Record::Dump(dump))
             }
-            Ok(Came::Planned) => {
+            Ok(Came::Planned(last)) => {
                 self.done.fetch_add(1, Ordering::Relaxed);
                 let mut guest = subject.guest.clone();
                 guest.extra.extend(subject.carried.clone());
-                guest.last_dump = last(&self.store.list(), &guest.key()).map(|dump| dump.started);
+                guest.last_dump = last;
                 guest.planned = true;
                 self.show.record(Record::Guest(Box::new(guest)))
             }
@@ -194,10 +198,9 @@ impl<'a> Run<'a> {
 
     /// The plan for one guest: what [`Run::make`] checks before it begins.
     fn would(&self, number: usize, subject: &Subject) -> Result<Came> {
-        let listing = self.store.list();
-        self.started(&listing, &subject.guest)?;
-        self.space.book(number, forecast(&listing, &subject.guest))?.keep();
-        Ok(Came::Planned)
+        self.started(&self.seen, &subject.guest)?;
+        self.space.book(number, forecast(&self.seen, &subject.guest))?.keep();
+        Ok(Came::Planned(last(&self.seen, &subject.guest.key()).map(|dump| dump.started)))
     }
 
     fn claimed(&self, number: usize, subject: &Subject) -> Result<Came> {

@@ -1,7 +1,8 @@
 //! Passes that are ended, and what may be left of them.
 
-use super::Place;
-use bak_tests::Ran;
+use super::{DAY1, DAY2, Place};
+use bak_tests::{Ran, check_store, noise};
+use serde_json::json;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -43,6 +44,26 @@ pub fn nothing_runs(place: &Place, what: &str) {
     if let Some(rsyncd) = &place.rsyncd {
         wait_for(&format!("{what}: the daemon still serves us"), || rsyncd.serves() == 0);
     }
+}
+
+/// One dump has arrived, and the next of its guest waits, half of which is new: its id.
+pub fn half_changed(place: &Place) -> String {
+    let old = noise(1, 2_000_000);
+    place.wait_with("web", DAY1, &old, json!({}));
+    place.sync([]).clean();
+    let mut new = old;
+    new[1_000_000..].copy_from_slice(&noise(2, 1_000_000));
+    place.wait_with("web", DAY2, &new, json!({}))
+}
+
+/// Kills a pass: nothing of it runs on, and nothing over there is wrong.
+#[track_caller]
+pub fn killed(place: &Place, mut pass: Child, what: &str) {
+    let _ = pass.kill();
+    pass.wait().unwrap();
+    nothing_runs(place, what);
+    let seen = check_store(&place.far());
+    assert!(seen.broken.is_empty(), "{what}: {seen:?}");
 }
 
 /// Something of the dump has arrived.

@@ -32,20 +32,9 @@ pub fn drill(exec: &Exec, trial: &Trial) -> Result<String> {
     let name = GuestName::new(name(trial.token))?;
     let vm = Exec::own_name(&trial.dump.vm, &trial.dump.extra);
     (trial.note)(json!({"name": name, "vm": vm}).as_object().unwrap_or(&Map::new()))?;
-    let order = |dry_run| Order {
-        dump: trial.dump,
-        files: trial.files,
-        name: Some(&name),
-        to: trial.to,
-        format: None,
-        force: false,
-        dry_run,
-        there: true,
-        hold: Some(trial.hold),
-        tick: trial.tick,
-    };
-    exec.restore(&order(true))?;
-    let made = exec.restore(&order(false))?;
+    let order = trial.order(Some(&name));
+    exec.restore(&Order { dry_run: true, ..order })?;
+    let made = exec.restore(&order)?;
     Ok(format!("restored as {}, removed", made.join(", ")))
 }
 

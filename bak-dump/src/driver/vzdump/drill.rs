@@ -14,7 +14,7 @@ use std::ffi::OsString;
 
 use super::restore::{holder, restore};
 use super::{Kind, Vzdump};
-use crate::driver::{Cleared, Here, Order, Trial};
+use crate::driver::{Cleared, Here, Trial};
 use bak_common::name::GuestName;
 
 /// The numbers that trials take, from the highest on: whoever counts up never gets there.
@@ -29,19 +29,7 @@ pub fn drill(driver: &Vzdump, trial: &Trial) -> Result<String> {
     let note = json!({"vmid": id, "kind": kind.as_str()});
     (trial.note)(note.as_object().unwrap_or(&Map::new()))?;
     let name = GuestName::new(id.to_string())?;
-    let order = Order {
-        dump: trial.dump,
-        files: trial.files,
-        name: Some(&name),
-        to: trial.to,
-        format: None,
-        force: false,
-        dry_run: false,
-        there: true,
-        hold: Some(trial.hold),
-        tick: trial.tick,
-    };
-    restore(driver, &order).map_err(|error| match driver.conf(kind, id) {
+    restore(driver, &trial.order(Some(&name))).map_err(|error| match driver.conf(kind, id) {
         Ok(_) => error.context(format!(
             "the guest {id} may be what is left of it: look, and remove it by {} destroy {id}",
             kind.tool()
