@@ -2,8 +2,9 @@
 
 mod machines;
 
+use bak_tests::process::{wait_for, wait_for_workers};
 use bak_tests::{Kit, Ran, check_store};
-use machines::{config, end, hold, image, making, must, noise, processes, same, start, until};
+use machines::{config, end, hold, image, making, must, noise, processes, same, start};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -140,7 +141,7 @@ fn a_running_guest_that_stops_is_dumped_within_patience() {
     image(&kit, "b.qcow2", "qcow2", 1);
     let held = hold(&kit, &running, "qcow2");
     let run = start(&kit, "bak-dump", MORE.iter().chain(&["--all", "--retry-for", "5m", "--retry-wait", "1s"]));
-    until("the dump of the other guest", || check_store(&kit.store()).whole.len() == 1);
+    wait_for("the dump of the other guest", || check_store(&kit.store()).whole.len() == 1);
     drop(held);
     assert_eq!(end(run), (Some(0), String::new()));
     assert_eq!(sound(&kit.store()).len(), 2);
@@ -151,7 +152,7 @@ fn one_that_is_changed_while_it_is_dumped_fails() {
     let kit = Kit::new();
     let path = noise(&kit, "big.raw", 256);
     let run = start(&kit, "bak-dump", MORE.iter().chain(&["--all"]));
-    until("the dump's beginning", || !making(&kit.store()).is_empty());
+    wait_for("the dump's beginning", || !making(&kit.store()).is_empty());
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(257 << 20).unwrap();
     let (status, err) = end(run);
     assert_eq!(status, Some(1), "{err}");
@@ -164,12 +165,13 @@ fn killed_in_mid_dump_nothing_is_left_and_the_next_run_does_it() {
     let kit = Kit::new();
     noise(&kit, "big.raw", 256);
     let mut run = start(&kit, "bak-dump", MORE.iter().chain(&["--all"]));
-    until("the dump's beginning", || !making(&kit.store()).is_empty());
+    wait_for("the dump's beginning", || !making(&kit.store()).is_empty());
     let made = making(&kit.store())[0].to_str().unwrap().to_owned();
     assert!(!processes(&made).is_empty());
     run.0.kill().unwrap();
-    until("the end of qemu-img", || processes(&made).is_empty());
+    wait_for("the end of qemu-img", || processes(&made).is_empty());
     drop(run);
+    wait_for_workers(&kit.store());
     let seen = check_store(&kit.store());
     assert!(seen.whole.is_empty() && seen.broken.is_empty() && !seen.unfinished.is_empty(), "{seen:?}");
     dump(&kit, &["--all"]).clean();
@@ -276,7 +278,7 @@ fn several_at_once_and_two_programs_at_once() {
     image(&kit, "c.qcow2", "qcow2", 1);
     image(&kit, "d.qcow2", "qcow2", 1);
     let run = start(&kit, "bak-dump", MORE.iter().chain(&["a", "b", "d", "--jobs", "2"]));
-    until("two dumps being made", || making(&kit.store()).len() == 2);
+    wait_for("two dumps being made", || making(&kit.store()).len() == 2);
     dump(&kit, &["c"]).clean();
     assert_eq!(end(run), (Some(0), String::new()));
     assert_eq!(sound(&kit.store()).len(), 4);

@@ -4,7 +4,8 @@ mod machines;
 mod toy;
 
 use bak_tests::check_store;
-use machines::{Small, config, processes, until};
+use bak_tests::process::{wait_for, wait_for_workers};
+use machines::{Small, config, processes};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -237,10 +238,10 @@ fn killed_with_us_and_recovered() {
     let mark = format!("4{}", std::process::id());
     toy.does("dump", &format!("echo begun >&3; : >\"$TOY/begun\"; sleep {mark} | cat"));
     let mut child = toy.command("bak-dump").args(["--driver", "toy", "--store", "store", "--all"]).spawn().unwrap();
-    until("the dump to begin", || toy.path("begun").exists() && !processes(&format!("sleep {mark}")).is_empty());
+    wait_for("the dump to begin", || toy.path("begun").exists() && !processes(&format!("sleep {mark}")).is_empty());
     child.kill().unwrap();
     child.wait().unwrap();
-    until("its programs to end", || processes(&format!("sleep {mark}")).is_empty());
+    wait_for_workers(&toy.kit.store());
     assert_eq!(check_store(&toy.kit.store()).unfinished.len(), 1);
     toy.does("dump", "echo '{\"stream\":\"x\"}'; echo data >&3");
     toy.run("bak-dump", &["--driver", "toy", "--store", "store", "--all"]).clean();
@@ -265,12 +266,12 @@ fn what_it_started_ends_with_it_wherever_that_went() {
         command.args(if end == "by time" { &["--timeout", "5s"][..] } else { &[] });
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         if end != "by time" {
-            until("all of it to begin", || processes(&format!("sleep {mark}")).len() == 5);
+            wait_for("all of it to begin", || processes(&format!("sleep {mark}")).len() == 5);
             let signal = if end == "by kill" { "-KILL" } else { "-TERM" };
             toy.kit.sh(&format!("kill {signal} {}", child.id())).clean();
         }
         child.wait().unwrap();
-        until(&format!("its programs to end {end}"), || processes(&format!("sleep {mark}")).is_empty());
+        wait_for(&format!("its programs to end {end}"), || processes(&format!("sleep {mark}")).is_empty());
     }
 }
 

@@ -377,7 +377,7 @@ fn the_old_one_stays_until_the_new_one_is_there() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     process::wait_for("the export is given up", || host.kit.path("vbox/canceled").exists());
-    process::wait_for("nothing goes on", || process::about(&host.kit.store().join(".bak")).is_empty());
+    process::wait_for_workers(&host.kit.store());
     // Again, to its end.
     fs::remove_file(host.kit.path("vbox/waiting")).unwrap();
     let run = start(&host, "bak-dump", &["--now", "2026-11-22T01:00:02Z", "web"]);

@@ -3,12 +3,12 @@
 
 mod common;
 
+use bak_tests::process::wait_for;
 use bak_tests::{bin, check_store, noise};
 use common::{Box, RULES, Way, copy, files, fill};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Dumps to begin with, and what must be left of them.
 struct Scenario {
@@ -62,14 +62,6 @@ impl Scenario {
         let left: Vec<&String> = there.keys().filter(|name| !end.contains_key(*name)).collect();
         assert_eq!((left, there == *end), (Vec::new(), true));
         assert!(!self.there.kit.path("cache/bak/the-box/drop.json").exists());
-    }
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -4,9 +4,10 @@ mod common;
 
 use bak_tests::clock::Clock;
 use bak_tests::net::Line;
+use bak_tests::process::wait_for;
 use bak_tests::rsyncd::Relay;
 use bak_tests::{Kit, Ran, bin, check_store, noise};
-use common::ending::{half_changed, killed, nothing_runs, wait_for};
+use common::ending::{half_changed, killed, nothing_runs};
 use common::{DAY1, Place};
 use serde_json::json;
 use std::fs;

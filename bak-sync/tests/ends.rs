@@ -4,8 +4,9 @@
 mod common;
 
 use bak_tests::clock::Clock;
+use bak_tests::process::wait_for;
 use bak_tests::{Ran, check_store, noise};
-use common::ending::{arrives, ended, half_changed, kill, killed, nothing_runs, running, start, wait_for};
+use common::ending::{arrives, ended, half_changed, kill, killed, nothing_runs, running, start};
 use common::{DAY1, DAY2, Place};
 use serde_json::{Value, json};
 use std::fs;

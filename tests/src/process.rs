@@ -1,5 +1,6 @@
 //! Processes, for tests that kill some, or look whether any are left; and waiting for a condition.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,17 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(120), "{what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Waits until nobody works in `store` any more: whatever a program that was killed had started holds the locks of the
+/// work directories, until it has ended too.
+#[track_caller]
+pub fn wait_for_workers(store: &Path) {
+    wait_for("the end of all who work in the store", || {
+        let works = std::fs::read_dir(store.join(".bak/work")).into_iter().flatten().flatten();
+        // Locked, and freed at once again.
+        works.filter_map(|work| File::open(work.path().join(".lock")).ok()).all(|lock| lock.try_lock().is_ok())
+    });
 }
 
 /// A process and all below it, itself first.

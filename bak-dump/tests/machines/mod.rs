@@ -2,11 +2,11 @@
 #![allow(dead_code)]
 
 use bak_tests::Kit;
+use bak_tests::process::wait_for;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Runs a program that must succeed.
 #[track_caller]
@@ -49,16 +49,6 @@ pub fn same(a: &Path, a_format: &str, b: &Path, b_format: &str) {
     must("qemu-img", ["compare", "-f", a_format, "-F", b_format, a.to_str().unwrap(), b.to_str().unwrap()]);
 }
 
-/// Waits until `condition` holds; fails after a minute.
-#[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "this never came: {what}");
-        std::thread::sleep(Duration::from_millis(3));
-    }
-}
-
 /// A process that is ended when this is dropped.
 pub struct Process(pub Child);
 
@@ -77,7 +67,7 @@ pub fn hold(kit: &Kit, image: &Path, format: &str) -> Process {
     let process =
         Process(Command::new("qemu-nbd").args([&socket, &pid_file, "-f", format]).arg(image).spawn().unwrap());
     // It writes that when it has opened the image. To try the lock instead could keep it from getting it.
-    until("qemu-nbd", || ready.exists());
+    wait_for("qemu-nbd", || ready.exists());
     process
 }
 

@@ -1,6 +1,7 @@
 //! Passes that are ended, and what may be left of them.
 
 use super::{DAY1, DAY2, Place};
+use bak_tests::process::wait_for;
 use bak_tests::{Ran, check_store, noise};
 use serde_json::json;
 use std::fs;
@@ -12,14 +13,6 @@ pub fn start<const N: usize>(place: &Place, more: [&str; N]) -> Child {
     let (program, args) = place.command(more);
     let mut command = place.kit.command(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// What runs for this place, here and over there, but for its sshd and the rsync daemon: all of it is called with a path of the place.
