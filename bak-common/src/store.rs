@@ -315,6 +315,19 @@ impl Store {
         }
     }
 
+    /// The dumps at this place, not below it, whose stem is `wanted`, in any order; what cannot be read is not among them.
+    pub fn list_in(&self, place: &str, wanted: &dyn Fn(&Stem) -> bool) -> Result<Vec<Entry>> {
+        let dir = match fsio::open_place(self.top(), place) {
+            Ok(dir) => dir,
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let names = fsio::names(dir.as_fd())
+            .with_context(|| format!("cannot list the directory {}", self.path.join(place).display()))?;
+        let stems = names.iter().filter_map(|(name, _)| Stem::of_sidecar(name)).filter(|stem| wanted(stem));
+        Ok(stems.filter_map(|stem| self.entry(dir.as_fd(), place, &stem).ok().flatten()).collect())
+    }
+
     /// The dump with this stem at this place, as it is now; `None` if it is not there.
     pub fn look(&self, place: &str, stem: &Stem) -> Result<Option<Entry>> {
         match fsio::open_place(self.top(), place) {

@@ -6,6 +6,7 @@
 
 mod choose;
 mod make;
+mod past;
 mod show;
 mod space;
 

@@ -249,6 +249,26 @@ fn killed_with_us_and_recovered() {
     assert!(seen.unfinished.is_empty() && seen.whole.len() == 1, "{seen:?}");
 }
 
+/// What lies in the store is read once, at the beginning; what another run has made since must count all the same.
+#[test]
+fn a_dump_that_another_run_made_meanwhile_counts() {
+    let toy = Toy::new();
+    toy.lists("{\"vm\":\"a\"}\n{\"vm\":\"b\"}\n");
+    toy.does(
+        "dump",
+        r#"read -r guest; case $guest in *'"vm":"a"'*) : >"$TOY/begun"; until [ -e "$TOY/go" ]; do sleep 0.05; done;; esac
+        echo '{"stream":"x"}'; echo data >&3"#,
+    );
+    let args = ["--driver", "toy", "--store", "store", "--now", "2026-11-20T01:00:02Z"];
+    let mut waits = toy.command("bak-dump");
+    let waits = waits.args(args).arg("--all").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the first dump to begin", || toy.path("begun").exists());
+    toy.run("bak-dump", &[&args[..], &["b"]].concat()).clean();
+    fs::write(toy.path("go"), "").unwrap();
+    let ran = bak_tests::Ran::of(waits.wait_with_output().unwrap());
+    ran.expect(1).says("bak-dump: b: its newest dump was begun in this very second");
+}
+
 /// Also what leaves its session, as daemons do, and what it is the child of then.
 #[test]
 fn what_it_started_ends_with_it_wherever_that_went() {

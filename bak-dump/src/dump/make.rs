@@ -3,14 +3,15 @@
 use anyhow::{Context, Result, anyhow, bail};
 use bak_common::args::Session;
 use bak_common::calendar::{SKEW_S, Time};
-use bak_common::record::{Dump, Failed, Guest, GuestKey, Record, State};
-use bak_common::store::{Listing, Store, Work};
+use bak_common::record::{Dump, Failed, Guest, Record, State};
+use bak_common::store::{Store, Work};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Plan;
 use super::choose::{Chosen, Subject};
+use super::past::{Past, Pasts, last};
 use super::show::Show;
 use super::space::Space;
 use crate::claim::{Claims, Held};
@@ -35,8 +36,7 @@ pub struct Run<'a> {
     done: AtomicUsize,
     /// What ends the whole run: nobody reads our output any more.
     fatal: Mutex<Option<anyhow::Error>>,
-    /// What a dry run plans by, as it changes nothing; empty otherwise, as others then must be looked at anew.
-    seen: Listing,
+    pasts: Pasts,
 }
 
 /// What came of one guest.
@@ -50,11 +50,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The newest good dump of a guest.
-fn last<'a>(listing: &'a Listing, key: &GuestKey) -> Option<&'a Dump> {
-    listing.good().map(|entry| &entry.dump).filter(|dump| dump.key() == *key).max_by_key(|dump| dump.started)
-}
-
 impl<'a> Run<'a> {
     pub fn new(
         session: &'a Session,
@@ -64,11 +59,11 @@ impl<'a> Run<'a> {
         plan: &'a Plan,
         chosen: &Chosen,
     ) -> Self {
-        let listing = store.list();
+        let pasts = Pasts::read(store);
         let candidate = |subject: &Subject| Candidate {
             key: subject.guest.key(),
             late: runs(&subject.guest),
-            last: last(&listing, &subject.guest.key()).map(|dump| dump.started),
+            last: last(pasts.known(&subject.guest.key())).map(|past| past.started),
         };
         let candidates: Vec<Candidate> = chosen.subjects.iter().map(candidate).collect();
         Self {
@@ -84,7 +79,7 @@ impl<'a> Run<'a> {
             begun: Instant::now(),
             done: AtomicUsize::new(0),
             fatal: Mutex::new(None),
-            seen: if session.dry_run { listing } else { Listing::default() },
+            pasts,
         }
     }
 
@@ -198,9 +193,10 @@ impl<'a> Run<'a> {
 
     /// The plan for one guest: what [`Run::make`] checks before it begins.
     fn would(&self, number: usize, subject: &Subject) -> Result<Came> {
-        self.started(&self.seen, &subject.guest)?;
-        self.space.book(number, forecast(&self.seen, &subject.guest))?.keep();
-        Ok(Came::Planned(last(&self.seen, &subject.guest.key()).map(|dump| dump.started)))
+        let pasts = self.pasts.known(&subject.guest.key());
+        self.started(pasts, &subject.guest)?;
+        self.space.book(number, forecast(pasts))?.keep();
+        Ok(Came::Planned(last(pasts).map(|past| past.started)))
     }
 
     fn claimed(&self, number: usize, subject: &Subject) -> Result<Came> {
@@ -230,12 +226,13 @@ impl<'a> Run<'a> {
         let guest = &subject.guest;
         // Recovery comes with the lock, so what it frees or finishes is counted.
         let store = self.store.lock(self.session.wait, &self.session.report)?;
-        let listing = self.store.list();
-        let started = self.started(&listing, guest)?;
-        let booking = self.space.book(number, forecast(&listing, guest))?;
+        let place = self.driver.place(guest);
+        let pasts = self.pasts.now(self.store, &place, &guest.key())?;
+        let started = self.started(&pasts, guest)?;
+        let booking = self.space.book(number, forecast(&pasts))?;
         let stem = self.driver.stem(guest, started);
-        let work = store.begin(&stem, &self.driver.place(guest))?;
-        drop((store, listing));
+        let work = store.begin(&stem, &place)?;
+        drop(store);
         booking.used_in(work.path());
         let bar = self.show.bar(guest);
         let tick = |progress: crate::driver::Progress| {
@@ -267,20 +264,14 @@ impl<'a> Run<'a> {
 
     /// The start of a dump that is begun now: later than all others of its guest, good or not. One that is dated in the
     /// future was made under a wrong clock, or the clock is wrong now; either way a dump is better than none.
-    fn started(&self, listing: &Listing, guest: &Guest) -> Result<Time> {
+    fn started(&self, pasts: &[Past], guest: &Guest) -> Result<Time> {
         let now = self.session.clock();
-        let key = guest.key();
-        let (future, past): (Vec<_>, Vec<_>) = listing
-            .dumps
-            .iter()
-            .map(|entry| &entry.dump)
-            .filter(|dump| dump.key() == key)
-            .partition(|dump| dump.started > now.plus(SKEW_S));
-        if let Some(dump) = future.last() {
-            let text = format!("{} is dated in the future: was a clock wrong?", dump.id);
+        let (future, past): (Vec<&Past>, Vec<&Past>) = pasts.iter().partition(|past| past.started > now.plus(SKEW_S));
+        if let Some(newest) = future.iter().max_by_key(|past| past.started) {
+            let text = format!("{} is dated in the future: was a clock wrong?", newest.id);
             self.session.report.warn(guest.vm.as_str(), &text);
         }
-        match past.iter().map(|dump| dump.started).max() {
+        match past.iter().map(|past| past.started).max() {
             Some(newest) if newest == now => bail!("its newest dump was begun in this very second: try again"),
             Some(newest) if newest > now => {
                 bail!("the clock ran backwards: its newest dump is of {newest}, and now it is {now}")
@@ -307,6 +298,6 @@ fn runs(guest: &Guest) -> bool {
     matches!(guest.state, State::Running | State::Paused) && !guest.live
 }
 
-fn forecast(listing: &Listing, guest: &Guest) -> u64 {
-    last(listing, &guest.key()).map_or(0, |dump| dump.bytes)
+fn forecast(pasts: &[Past]) -> u64 {
+    last(pasts).map_or(0, |past| past.bytes)
 }
