@@ -28,6 +28,8 @@ grow_dumps() {
     measured "$1" 'find … cat' sh -c "find grow/store -name '*.dump.json' -exec cat {} +"
     measured "$1" 'bak-list' bak-list --store grow/store
     measured "$1" 'bak-dump -n' bak-dump -n --store grow/store --images grow/images --reserve 0 --all --now 2026-11-20T12:00:00Z
+    RUNS=1 measured "$1" 'bak-dump, ten guests' bak-dump -q --store grow/store --images grow/images --format raw --reserve 0 \
+        --now 2026-11-20T12:00:00Z vm-0000{0..9}
     measured "$1" 'bak-link -n' bak-link -n --store grow/store --dest box=/far --outbox grow/none --now 2026-11-20T12:00:00Z
     measured "$1" 'bak-prune -n' bak-prune -n grow/store --keep-daily 7 --now 2026-11-20T12:00:00Z
     measured "$1" 'bak-verify --quick' bak-verify --quick --store grow/store --all
