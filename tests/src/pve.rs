@@ -20,7 +20,10 @@ impl Default for Node {
 
 impl Node {
     pub fn new() -> Self {
-        let kit = Kit::new();
+        Self::with(Kit::new())
+    }
+
+    pub fn with(kit: Kit) -> Self {
         for dir in [
             "nodes/pve1/qemu-server",
             "nodes/pve1/lxc",
@@ -98,7 +101,8 @@ impl Node {
         finish(command, "")
     }
 
-    fn command(&self, program: &Path) -> Command {
+    /// A command that finds the stand-ins.
+    pub fn command(&self, program: &Path) -> Command {
         let mut command = self.kit.command(program);
         let stand_ins = Path::new(env!("CARGO_MANIFEST_DIR")).join("stand-ins");
         let path = std::env::var("PATH").unwrap_or_default();

@@ -19,7 +19,10 @@ impl Default for Host {
 
 impl Host {
     pub fn new() -> Self {
-        let kit = Kit::new();
+        Self::with(Kit::new())
+    }
+
+    pub fn with(kit: Kit) -> Self {
         fs::create_dir_all(kit.path("vbox/machines")).unwrap();
         kit.write("vbox/order", "");
         kit.write("vbox/version", "6.1\n");

@@ -1,8 +1,10 @@
-//! Dumps by qemu-img, and by a program whose stream bak packs; with the database and without.
+//! Dumps by qemu-img, by a program whose stream bak packs, by vzdump and by VBoxManage; with the database and without.
 
 use super::foreign;
 use crate::toy::Toy;
+use bak_tests::pve::Node;
 use bak_tests::rig::{Rig, Scene};
+use bak_tests::vbox::Host;
 use bak_tests::{Kit, Ran, Seen, bin, finish, noise, put_dump};
 use serde_json::json;
 use std::path::PathBuf;
@@ -14,9 +16,16 @@ const FIRST: &str = "@20261120T120000Z";
 /// A start must be later than the last one.
 const AGAIN: (&str, &str) = ("2026-11-20T12:05:00Z", "@20261120T120500Z");
 
+/// Where the guests are.
+enum On {
+    Toy(Toy),
+    Proxmox(Node),
+    VirtualBox(Host),
+}
+
 /// Two guests that can be dumped, one of them not for the first time.
 struct Dump {
-    toy: Toy,
+    on: On,
     args: &'static [&'static str],
 }
 
@@ -36,29 +45,53 @@ impl Dump {
             "dump",
             r#"echo '{"stream":"sql"}'; seq 20000 >&3; echo x >"$BAK_BASE.roles.txt"; echo said >&2; echo '{"file":"roles.txt"}'"#,
         );
-        Self { toy, args }
+        Self { on: On::Toy(toy), args }
+    }
+
+    fn of_proxmox(args: &'static [&'static str]) -> Self {
+        let node = Node::with(Kit::in_memory());
+        node.machine(100, "name: web\n", 300_000).container(102, "hostname: ct\n", 100_000);
+        put_dump(&node.kit.store(), "100", OLD, 3000, json!({}));
+        foreign(&node.kit);
+        Self { on: On::Proxmox(node), args }
+    }
+
+    fn of_virtualbox(args: &'static [&'static str]) -> Self {
+        let host = Host::with(Kit::in_memory());
+        host.machine(1, "web", 300_000).machine(2, "db", 100_000);
+        put_dump(&host.kit.store(), "web", OLD, 3000, json!({}));
+        foreign(&host.kit);
+        Self { on: On::VirtualBox(host), args }
     }
 
     fn holds_the_image(&self, id: &str) {
         let (vm, stem) = (id.split_once('@').unwrap().0, id.replace('@', "-"));
-        let dir = self.toy.kit.store().join(vm);
+        let dir = self.kit().store().join(vm);
         let format = if self.args.contains(&"raw") { "raw" } else { "qcow2" };
-        let mut compare = self.toy.kit.command("qemu-img");
-        compare.args(["compare", "-q", "-f", "raw", "-F", format]).arg(self.toy.kit.path(&format!("vm/{vm}.raw")));
+        let mut compare = self.kit().command("qemu-img");
+        compare.args(["compare", "-q", "-f", "raw", "-F", format]).arg(self.kit().path(&format!("vm/{vm}.raw")));
         compare.arg(dir.join(format!("{stem}.{format}")));
         assert_eq!(finish(compare, "").status, 0, "{id} is not what the image holds");
     }
 
     fn at(&self, now: &str) -> Command {
-        let mut command = self.toy.command("bak-dump");
-        command.args(self.args).arg("--store").arg(self.toy.kit.store()).args(["--now", now]);
+        let mut command = match &self.on {
+            On::Toy(toy) => toy.command("bak-dump"),
+            On::Proxmox(node) => node.command(&bin("bak-dump")),
+            On::VirtualBox(host) => host.command(&bin("bak-dump")),
+        };
+        command.args(self.args).arg("--store").arg(self.kit().store()).args(["--now", now]);
         command
     }
 }
 
 impl Scene for Dump {
     fn kit(&self) -> &Kit {
-        &self.toy.kit
+        match &self.on {
+            On::Toy(toy) => &toy.kit,
+            On::Proxmox(node) => &node.kit,
+            On::VirtualBox(host) => &host.kit,
+        }
     }
 
     fn command(&self) -> Command {
@@ -66,7 +99,7 @@ impl Scene for Dump {
     }
 
     fn database(&self) -> Option<PathBuf> {
-        self.args.contains(&"--db").then(|| self.toy.kit.path("db"))
+        self.args.contains(&"--db").then(|| self.kit().path("db"))
     }
 
     /// What is said to be dumped is there.
@@ -92,14 +125,15 @@ impl Scene for Dump {
             seen.whole.iter().cloned().partition(|id| id.ends_with(AGAIN.1));
         assert!(first.iter().all(|id| clean[0].whole.contains(id)), "{first:?}");
         assert!(!again.is_empty() || first == clean[0].whole, "it says that all was dumped: {first:?}");
-        let foreign =
-            |seen: &Seen| seen.strange.iter().filter(|name| !name.ends_with(".log")).cloned().collect::<Vec<_>>();
+        // But logs and notes, which each dump has of its own.
+        let own = |name: &str| name.ends_with(".log") || name.ends_with(".notes");
+        let foreign = |seen: &Seen| seen.strange.iter().filter(|name| !own(name)).cloned().collect::<Vec<_>>();
         assert_eq!(foreign(seen), foreign(&clean[0]));
     }
 
     fn done(&self) {
         if self.database().is_some() {
-            let mut list = self.toy.kit.command(bin("bak-state"));
+            let mut list = self.kit().command(bin("bak-state"));
             list.args(["list", "--db", "db"]);
             let statuses = finish(list, "").clean().column("status");
             assert!(statuses.iter().all(|status| status != "BACKUP_IN_PROGRESS"), "{statuses:?}");
@@ -122,4 +156,18 @@ fn images_with_claims() {
 #[test]
 fn a_stream() {
     Rig::new("bak-dump, a stream").run(|| Dump::new(&["--all", "--driver", "toy"]));
+}
+
+/// By a stand-in; vzdump itself is no program of ours, and is told when bak-dump dies.
+#[test]
+fn guests_of_proxmox() {
+    let rig = Rig::new("bak-dump, vzdump's stream").sample(8);
+    rig.run(|| Dump::of_proxmox(&["--config", "bak.toml", "--all"]));
+    let rig = Rig::new("bak-dump, vzdump's file").sample(8);
+    rig.run(|| Dump::of_proxmox(&["--config", "bak.toml", "--all", "--writer", "vzdump"]));
+}
+
+#[test]
+fn machines_of_virtualbox() {
+    Rig::new("bak-dump, VirtualBox").sample(8).run(|| Dump::of_virtualbox(&["--config", "bak.toml", "--all"]));
 }
