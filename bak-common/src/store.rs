@@ -250,68 +250,49 @@ impl Store {
     /// Everything that the store holds now. Takes no lock: what is added or removed meanwhile may or may not be seen,
     /// but is never seen in part.
     pub fn list(&self) -> Listing {
-        let (mut listing, mut links) = (Listing::default(), Vec::new());
-        let mut each = |seen: Result<Entry, Unreadable>| match seen {
-            Ok(entry) => listing.dumps.push(entry),
-            Err(bad) => listing.unreadable.push(bad),
-        };
-        self.walk_all(&mut each, &mut |link| links.push(link));
-        listing.links = links;
+        let mut listing = Listing::default();
+        self.walk_all(&mut |sight| match sight {
+            Sight::Sidecar(dir, place, stem) => match self.entry_of(dir, place, stem) {
+                Some(Ok(entry)) => listing.dumps.push(entry),
+                Some(Err(bad)) => listing.unreadable.push(bad),
+                None => {}
+            },
+            Sight::Lost(bad) => listing.unreadable.push(bad),
+            Sight::Link(link) => listing.links.push(link),
+        });
         listing.sort();
         listing
     }
 
     /// The same, one by one and in any order, for whoever cannot keep it all.
     pub fn visit(&self, each: &mut dyn FnMut(Result<Entry, Unreadable>)) {
-        self.walk_all(each, &mut |_| ());
+        self.walk_all(&mut |sight| match sight {
+            Sight::Sidecar(dir, place, stem) => self.entry_of(dir, place, stem).into_iter().for_each(&mut *each),
+            Sight::Lost(bad) => each(Err(bad)),
+            Sight::Link(_) => {}
+        });
     }
 
-    fn walk_all(&self, each: &mut dyn FnMut(Result<Entry, Unreadable>), link: &mut dyn FnMut(String)) {
+    /// The place and the stem of each sidecar that has a name here; none is read.
+    fn visit_stems(&self, each: &mut dyn FnMut(&str, Stem)) {
+        self.walk_all(&mut |sight| {
+            if let Sight::Sidecar(_, place, stem) = sight {
+                each(place, stem);
+            }
+        });
+    }
+
+    fn entry_of(&self, dir: BorrowedFd, place: &str, stem: Stem) -> Option<Result<Entry, Unreadable>> {
+        match self.entry(dir, place, &stem) {
+            Ok(entry) => entry.map(Ok),
+            Err(error) => Some(Err(Unreadable { place: place.into(), stem: Some(stem), error })),
+        }
+    }
+
+    fn walk_all(&self, see: &mut dyn FnMut(Sight)) {
         match self.top.try_clone() {
-            Ok(top) => self.walk((top, "", 0), each, link),
-            Err(error) => {
-                each(Err(Unreadable { place: String::new(), stem: None, error: error.into() }));
-            }
-        }
-    }
-
-    fn walk(
-        &self,
-        (dir, place, depth): (OwnedFd, &str, usize),
-        each: &mut dyn FnMut(Result<Entry, Unreadable>),
-        link: &mut dyn FnMut(String),
-    ) {
-        let mut lost = |error: anyhow::Error| each(Err(Unreadable { place: place.into(), stem: None, error }));
-        if depth > DEPTH_MAX {
-            return lost(anyhow!("directories are nested too deeply"));
-        }
-        let names = match fsio::names(dir.as_fd()) {
-            Ok(names) => names,
-            Err(error) => return lost(anyhow!("cannot list the directory: {error}")),
-        };
-        for (name, kind) in names.into_iter().filter(|(name, _)| is_component(name)) {
-            let below = || if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
-            if let Some(stem) = Stem::of_sidecar(&name) {
-                match self.entry(dir.as_fd(), place, &stem) {
-                    Ok(Some(entry)) => each(Ok(entry)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        each(Err(Unreadable { place: place.into(), stem: Some(stem), error }));
-                    }
-                }
-            } else if matches!(kind, FileType::Directory | FileType::Unknown) {
-                match fsio::open_dir(dir.as_fd(), &name) {
-                    Ok(sub) => self.walk((sub, &below(), depth + 1), each, link),
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(error) => each(Err(Unreadable {
-                        place: below(),
-                        stem: None,
-                        error: anyhow!("cannot open the directory: {error}"),
-                    })),
-                }
-            } else if kind == FileType::Symlink && fsio::leads_to_dir(dir.as_fd(), &name) {
-                link(below());
-            }
+            Ok(top) => walk((top, "", 0), see),
+            Err(error) => see(Sight::Lost(Unreadable { place: String::new(), stem: None, error: error.into() })),
         }
     }
 
@@ -370,6 +351,41 @@ impl Store {
         let locked = Locked { store: self, bak, _lock: lock };
         locked.recover(report)?;
         Ok(locked)
+    }
+}
+
+/// What is met on a walk through a store.
+enum Sight<'a> {
+    /// Its directory, that one's path below the top, and its stem.
+    Sidecar(BorrowedFd<'a>, &'a str, Stem),
+    /// A directory that cannot be read.
+    Lost(Unreadable),
+    /// A symbolic link to a directory, by its path below the top.
+    Link(String),
+}
+
+fn walk((dir, place, depth): (OwnedFd, &str, usize), see: &mut dyn FnMut(Sight)) {
+    let lost = |place: &str, error| Sight::Lost(Unreadable { place: place.into(), stem: None, error });
+    if depth > DEPTH_MAX {
+        return see(lost(place, anyhow!("directories are nested too deeply")));
+    }
+    let names = match fsio::names(dir.as_fd()) {
+        Ok(names) => names,
+        Err(error) => return see(lost(place, anyhow!("cannot list the directory: {error}"))),
+    };
+    for (name, kind) in names.into_iter().filter(|(name, _)| is_component(name)) {
+        let below = || if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
+        if let Some(stem) = Stem::of_sidecar(&name) {
+            see(Sight::Sidecar(dir.as_fd(), place, stem));
+        } else if matches!(kind, FileType::Directory | FileType::Unknown) {
+            match fsio::open_dir(dir.as_fd(), &name) {
+                Ok(sub) => walk((sub, &below(), depth + 1), see),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => see(lost(&below(), anyhow!("cannot open the directory: {error}"))),
+            }
+        } else if kind == FileType::Symlink && fsio::leads_to_dir(dir.as_fd(), &name) {
+            see(Sight::Link(below()));
+        }
     }
 }
 

@@ -167,13 +167,25 @@ fn removed_or_changed_between_looking_and_adopting() {
 fn adopted_meanwhile_by_another_run() {
     let scene = Scene::new(2);
     // (Before the lock is asked for: the one that waits finds them adopted.)
-    let argv: Vec<OsString> = scene.argv().into_iter().chain(["--explain".into()]).collect();
-    let ran = strace::stopped_after(&scene.kit, &argv, ("mkdirat", 1), || {
+    let argv = |scene: &Scene| scene.argv().into_iter().chain(["--explain".into()]).collect::<Vec<OsString>>();
+    let ran = strace::stopped_after(&scene.kit, &argv(&scene), ("mkdirat", 1), || {
         assert_eq!(scan(&scene.kit, &[]).clean().column("id"), scene.ids);
     })
     .clean();
     let left = ran.records().into_iter().filter(|left| left["why"] == "it is a dump already").count();
     assert_eq!((left, scene.look()), (2, scene.ids.clone()));
+    // Copies of them in another directory: a dump is one, wherever it lies.
+    let scene = Scene::new(2);
+    let ran = strace::stopped_after(&scene.kit, &argv(&scene), ("mkdirat", 1), || {
+        scene.kit.sh("mkdir store/old && mv store/vzdump* store/old").clean();
+        assert_eq!(scan(&scene.kit, &[]).clean().column("id"), scene.ids);
+        scene.kit.sh("ln store/old/*.zst store/old/*.log store").clean();
+    })
+    .clean();
+    let why = ran.records().into_iter().map(|left| left["why"].clone()).collect::<Vec<_>>();
+    let expected = ["100", "101"].map(|id| json!(format!("old/vzdump-lxc-{id}-{DATE} is a dump already")));
+    assert!(expected.iter().all(|left| why.contains(left)), "{}", ran.out);
+    assert_eq!(check_store(&scene.kit.store()).whole, scene.ids);
     // Many at once: each is adopted, and said to be, once.
     let scene = Scene::new(200);
     let runs: Vec<_> = (0..4)

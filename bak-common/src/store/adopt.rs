@@ -168,7 +168,8 @@ pub struct Adoption {
 /// What is the same for all that are adopted under one lock.
 struct Scene<'a> {
     dirs: HashMap<&'a str, OwnedFd>,
-    there: HashSet<(&'a str, Stem)>,
+    /// The stems of all dumps, each with its place.
+    there: HashMap<Stem, String>,
     busy: Busy,
     base: OwnedFd,
     work: OwnedFd,
@@ -251,19 +252,19 @@ impl Locked<'_> {
         let drop = fsio::make_dir(self.bak.as_fd(), DROP)?;
         let mut scene = Scene {
             dirs: HashMap::new(),
-            there: HashSet::new(),
+            there: HashMap::new(),
             busy: self.store.busy()?,
             base,
             work,
             whole: found.len() >= MANY && flushes_whole(self.store.top()),
             stopped: Mutex::new(None),
         };
+        self.store.visit_stems(&mut |place, stem| {
+            scene.there.insert(stem, place.to_owned());
+        });
         for one in found {
             if !scene.dirs.contains_key(one.place.as_str()) {
                 let dir = fsio::open_place(self.store.top(), &one.place)?;
-                let names = fsio::names(dir.as_fd()).context("cannot list the directory")?;
-                let sidecars = names.iter().filter_map(|(name, _)| Stem::of_sidecar(name));
-                scene.there.extend(sidecars.map(|stem| (one.place.as_str(), stem)));
                 scene.dirs.insert(&one.place, dir);
                 // As for any dump: removing must not need room.
                 fsio::make_place(drop.as_fd(), &one.place)?;
@@ -338,8 +339,14 @@ fn write(scene: &Scene, number: usize, found: &[Found], results: &mut Results) -
         if let Some(why) = scene.busy.why(&one.place, &one.dump.stem) {
             return Ok(Adopted::Left(why));
         }
-        if scene.there.contains(&(one.place.as_str(), one.dump.stem.clone())) {
-            return Ok(Adopted::Left("it is a dump already".into()));
+        match scene.there.get(&one.dump.stem) {
+            Some(place) if *place == one.place => return Ok(Adopted::Left("it is a dump already".into())),
+            // As somebody else may have found just before we took the lock.
+            Some(place) => {
+                let slash = if place.is_empty() { "" } else { "/" };
+                return Ok(Adopted::Left(format!("{place}{slash}{} is a dump already", one.dump.stem)));
+            }
+            None => {}
         }
         let file = fsio::write_unflushed(work.as_fd(), &at.to_string(), &one.sidecar)?;
         if !scene.whole {
