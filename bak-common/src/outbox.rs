@@ -213,6 +213,14 @@ impl Outbox {
 }
 
 impl Outbox {
+    /// The same for a dump whose copy over there was found bad, if it counts as sent; that of one which we removed there does.
+    pub fn disown(&self, dump: &Dump) -> Result<()> {
+        match self.sent(dump)? {
+            Some(sent) if sent.same(dump) && !self.was_pruned(&sent) => self.unsend(dump),
+            _ => Ok(()),
+        }
+    }
+
     /// Has a dump no longer count as sent. Its entry of the history is kept in `.bak/gone/<vm>/`, which nobody reads.
     pub fn unsend(&self, dump: &Dump) -> Result<()> {
         let bak = self.store.make_bak()?;

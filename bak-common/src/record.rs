@@ -312,6 +312,7 @@ impl Dump {
 
     /// What no sound record breaks: the id is the guest's at its start; every file belongs to the stem, once.
     fn check(&self) -> Result<()> {
+        check_version(Some(self.v))?;
         ensure!(
             self.id == DumpId::of(&self.vm, self.started),
             "its id `{}` is not <vm>@<started>",

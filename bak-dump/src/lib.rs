@@ -18,3 +18,4 @@ pub mod queue;
 pub mod restore;
 pub mod scan;
 pub mod verify;
+mod writers;

@@ -29,6 +29,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::origin;
+use crate::writers::writers;
 use asked::Asked;
 use judge::Terms;
 use look::{Left, Prospect, join};
@@ -209,7 +210,7 @@ fn leave_open(plan: &mut Plan) {
     if wanted.is_empty() {
         return;
     }
-    let open = look::writers(&wanted);
+    let open = writers(&wanted);
     // Others' files are seen by root alone.
     let sees_all = rustix::process::geteuid().is_root();
     plan.leave(|prospect| {

@@ -12,11 +12,12 @@ pub mod format;
 pub(crate) mod judge;
 pub mod ova;
 
-use anyhow::{Result, anyhow};
-use bak_common::args::{Common, Limits, Picks, Places, Session};
-use bak_common::far::LimitReached;
+use anyhow::{Context, Result, anyhow};
+use bak_common::args::{Common, Destination, Limits, Picks, Places, Session};
+use bak_common::far::{LimitReached, Url};
 use bak_common::jsonl::{Writer, read_all};
 use bak_common::outbox::Outbox;
+use bak_common::pass;
 use bak_common::record::{Dump, GuestKey, Record, Skipped, Verify, to_line};
 use bak_common::report::Kind;
 use bak_common::select::Selector;
@@ -359,33 +360,40 @@ impl Verifier<'_> {
         format::check_all(&self.session.config, store, entry, &names, checking)
     }
 
-    /// Writes the verdict into the sidecars of the outboxes where the same files wait, and last into its own: as long as that
-    /// lacks it, `--reverify-after` does not leave the dump out.
+    /// Has what is bad not be sent, nor count as sent, and writes the verdict into the sidecar last: as long as that lacks
+    /// it, `--reverify-after` does not leave the dump out.
     fn mark(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
         let places = &self.cli.places;
         if !(places.dest.is_empty() && places.outbox.is_none() && self.session.config.dest.is_empty()) {
-            self.mark_waiting(entry, verify)?;
+            self.mark_elsewhere(store, entry, verify)?;
         }
-        self.mark_in(store, entry, verify)
+        self.mark_in(store, entry, Some(verify))
     }
 
-    fn mark_waiting(&self, entry: &Entry, verify: &Verify) -> Result<()> {
+    /// In the outboxes where the same files wait; and in the histories of destinations that are this very directory.
+    fn mark_elsewhere(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
+        let bad = verify.decision == "bad";
         for dest in self.cli.places.destinations(&self.session.config, &[])? {
             if !dest.outbox.exists() {
                 continue;
             }
             let outbox = Outbox::open(&dest.outbox, &dest.name, None)?;
+            if bad && is_at(&dest, store) {
+                let _lock = pass::lock(self.session, &outbox)?;
+                outbox.disown(&entry.dump).context("still counts as sent")?;
+            }
             let place = Outbox::place(&entry.dump.vm);
             if let Some(waiting) = outbox.store.look(&place, &entry.dump.stem)?
                 && waiting.inodes == entry.inodes
             {
-                self.mark_in(&outbox.store, &waiting, verify)?;
+                // A good one is of the files here, and would be read over there as if it were of those there.
+                self.mark_in(&outbox.store, &waiting, Some(verify).filter(|_| bad))?;
             }
         }
         Ok(())
     }
 
-    fn mark_in(&self, store: &Store, entry: &Entry, verify: &Verify) -> Result<()> {
+    fn mark_in(&self, store: &Store, entry: &Entry, verify: Option<&Verify>) -> Result<()> {
         let locked = store.lock(self.session.wait, &self.session.report)?;
         // As it is now: somebody may have annotated it meanwhile.
         let Some(now) = store.look(&entry.place, &entry.dump.stem)? else { return Ok(()) };
@@ -393,9 +401,18 @@ impl Verifier<'_> {
             return Err(Kind::Refused.says("it has become another dump meanwhile"));
         }
         let mut marked = now.dump.clone();
-        marked.verify = Some(verify.clone());
+        marked.verify = verify.cloned();
+        if marked.verify == now.dump.verify {
+            return Ok(());
+        }
         locked.annotate(&now, &marked)
     }
+}
+
+/// Whether a destination is a path on this machine, and the directory of this store.
+fn is_at(dest: &Destination, store: &Store) -> bool {
+    let url = dest.url.as_deref().and_then(|url| Url::parse(url).ok());
+    matches!(url, Some(Url::Path(path)) if path.canonicalize().is_ok_and(|path| path == store.path()))
 }
 
 #[cfg(test)]

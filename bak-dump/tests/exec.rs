@@ -249,6 +249,26 @@ fn killed_with_us_and_recovered() {
     assert!(seen.unfinished.is_empty() && seen.whole.len() == 1, "{seen:?}");
 }
 
+/// Also one that has left the driver's session, and has nothing of bak's but the file.
+#[test]
+fn what_is_still_written_is_no_dump() {
+    let toy = Toy::new();
+    toy.lists("{\"vm\":\"a\"}\n");
+    toy.does(
+        "dump",
+        r#"echo 1 >"$BAK_BASE.x"; echo '{"file":"x"}'
+        setsid sh -c ': >"$TOY/writes"; until [ -e "$TOY/go" ]; do sleep 0.05; done; rm "$TOY/writes"' >>"$BAK_BASE.x" 2>&- 3>&- <&- &
+        until [ -e "$TOY/writes" ]; do sleep 0.05; done"#,
+    );
+    let args = ["--driver", "toy", "--store", "store", "--all"];
+    let ran = toy.run("bak-dump", &args).expect(1);
+    ran.says("bak-driver-toy has ended, and left a program running that has a-").says(".x open for writing");
+    let seen = check_store(&toy.kit.store());
+    assert!(seen.whole.is_empty() && seen.unfinished.is_empty(), "{seen:?}");
+    fs::write(toy.path("go"), "").unwrap();
+    wait_for("its end", || !toy.path("writes").exists());
+}
+
 /// What lies in the store is read once, at the beginning; what another run has made since must count all the same.
 #[test]
 fn a_dump_that_another_run_made_meanwhile_counts() {

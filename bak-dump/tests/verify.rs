@@ -303,6 +303,43 @@ fn marked_dumps() {
     let sidecar: Value = serde_json::from_slice(&fs::read(path.with_extension("dump.json")).unwrap()).unwrap();
     assert_eq!(sidecar["verify"], json!({"decision": "good", "why": "SHA-256 as recorded", "at": NOW}));
     assert_eq!(fs::metadata(path.with_extension("dump.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    // What was found here says nothing of the files over there, whether it was found before the dump was linked or after.
+    put(&kit, "h", "raw", &content, true);
+    verify(&kit, &["h", "--mark"]).clean();
+    kit.run("bak-link", dest).clean();
+    let waiting = kit.run("bak-list", ["store/.outbox-box"]).records();
+    assert_eq!(waiting.iter().map(|dump| &dump["verify"]).collect::<Vec<_>>(), [&json!(null), &json!(null)]);
+}
+
+/// A far side that is a path, of this destination: its bad copy does not count as sent either.
+#[test]
+fn a_bad_copy_on_a_mounted_destination() {
+    let kit = Kit::new();
+    let path = put(&kit, "g", "raw", &noise(1, 5000), true);
+    fs::create_dir(kit.path("far")).unwrap();
+    kit.write(
+        "bak.toml",
+        format!("store = \"store\"\n[[dest]]\nname = \"box\"\nurl = \"{}\"\n", kit.path("far").display()),
+    );
+    let run = |name: &str, args: &[&str]| kit.run(name, [&["--config", "bak.toml", "--now", NOW], args].concat());
+    run("bak-sync", &["--init"]).clean();
+    run("bak-link", &[]).clean();
+    run("bak-sync", &[]).clean();
+    let copy = kit.path("far").join("g").join(path.file_name().unwrap());
+    let mut bytes = fs::read(&copy).unwrap();
+    bytes[99] ^= 1;
+    fs::write(&copy, bytes).unwrap();
+    assert!(run("bak-link", &[]).clean().out.is_empty());
+    run("bak-verify", &["--from", "box", "--all"]).expect(1);
+    assert!(run("bak-link", &[]).clean().out.is_empty(), "it was not marked");
+    run("bak-verify", &["--from", "box", "--all", "--mark"]).expect(1).says("is damaged");
+    assert_eq!(run("bak-link", &[]).clean().column("vm"), ["g"]);
+    run("bak-sync", &[]).expect(1).says("bak-prune --dest box g@");
+    let id = run("bak-list", &[]).records()[0]["id"].as_str().unwrap().to_owned();
+    run("bak-prune", &["--dest", "box", &id]).clean();
+    run("bak-sync", &[]).clean();
+    run("bak-verify", &["--from", "box", "--all", "--mark"]).clean();
+    assert!(run("bak-link", &[]).clean().out.is_empty());
 }
 
 #[test]

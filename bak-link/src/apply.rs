@@ -317,6 +317,8 @@ impl Destined<'_> {
         let entry = unchanged(self.run.store, &item.id, spot)?;
         let mut dump = entry.dump.bare();
         dump.link.insert(self.dest.name.clone(), item.note(self.now));
+        // What was found of the files here says nothing of those that will be there.
+        dump.verify = None;
         Ok(Wanted { entry, dump })
     }
 

@@ -35,6 +35,13 @@ pub struct Over {
     pub never: bool,
 }
 
+impl Over {
+    /// Whether it cannot go as long as the limits are what they are: those of periods don't yield.
+    pub fn is_hopeless(&self) -> bool {
+        self.never && self.limit.period != Period::Pass
+    }
+}
+
 /// What an oversized dump on its way is charged of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
@@ -143,9 +150,10 @@ impl Budget {
             let (exempt, barred) = (is_pass && exempt, is_pass && pass.is_some() && !exempt);
             (!exempt && (!bears || barred)).then(|| (line.0, self.by(line, ask, left)))
         });
-        // Of several limits the one to name is that which it misses by most.
-        if let Some((limit, by)) = over.max_by_key(|(limit, by)| (*by, limit.period)) {
-            return Err(Over { limit, by, never: ask.cost > limit.bytes });
+        // Of several limits the one to name is that which it never fits into, else that which it misses by most.
+        let over = over.map(|(limit, by)| Over { limit, by, never: ask.cost > limit.bytes });
+        if let Some(over) = over.max_by_key(|over| (over.is_hopeless(), over.by, over.limit.period)) {
+            return Err(over);
         }
         self.charged = then;
         self.lowest = Some(self.lowest.map_or(ask.priority, |lowest| lowest.min(ask.priority)));

@@ -48,16 +48,17 @@ impl Source<'_> {
                 Err(error) => self.session.report.fail(entry.dump.id.as_str(), &error.context("cannot be marked")),
             }
         }
-        let dir = self.scratch.path().join("verdicts");
-        let replaced = self.replace(&dir, &changed, &lock);
-        let _ = fs::remove_dir_all(&dir);
-        // Whether or not it could be written over there: what is bad there does not count as sent here.
+        // Whether or not it can be written over there, and before that is marked, which keeps it from being looked at again
+        // for a while: what is bad there does not count as sent here.
         for (entry, verify) in verdicts.iter().filter(|(_, verify)| verify.decision == "bad") {
-            if let Err(error) = self.unsend(&entry.dump) {
+            if let Err(error) = self.outbox.as_ref().map_or(Ok(()), |outbox| outbox.disown(&entry.dump)) {
                 let text = anyhow!("is bad ({}), but still counts as sent: {error:#}", verify.why);
                 self.session.report.fail(entry.dump.id.as_str(), &text);
             }
         }
+        let dir = self.scratch.path().join("verdicts");
+        let replaced = self.replace(&dir, &changed, &lock);
+        let _ = fs::remove_dir_all(&dir);
         replaced
     }
 
@@ -88,14 +89,6 @@ impl Source<'_> {
         match texts.iter().find(|(name, text)| there.get(*name).is_some_and(|read| read != *text)) {
             Some((name, _)) => bail!("{name} was written, but reads differently"),
             None => Ok(()),
-        }
-    }
-
-    fn unsend(&self, dump: &Dump) -> Result<()> {
-        let Some(outbox) = &self.outbox else { return Ok(()) };
-        match outbox.sent(dump)? {
-            Some(sent) if sent.same(dump) && !outbox.was_pruned(&sent) => outbox.unsend(dump),
-            _ => Ok(()),
         }
     }
 }

@@ -133,10 +133,14 @@ fn several_limits_hold_at_once_and_a_period_does_not_yield() {
     };
     let free = day_used(0);
     assert_eq!((which(&free, Decision::Linked).as_str(), free.left[1].bytes), ("b c", 14));
-    assert_eq!(find(&free, &id("a", 10)).why, "over the limit of 20 B a day by 5 B; it is larger than the whole limit");
+    let never = find(&free, &id("a", 10));
+    let why =
+        "over the limit of 20 B a day by 5 B; it is larger than the whole limit, so it stays here until that is raised";
+    assert_eq!((never.why.as_str(), never.stuck), (why, true));
     let used = day_used(17);
     assert_eq!((which(&used, Decision::Linked).as_str(), which(&used, Decision::OverLimit).as_str()), ("c", "a b"));
-    assert_eq!(find(&used, &id("b", 10)).why, "over the limit of 20 B a day by 1 B");
+    let later = find(&used, &id("b", 10));
+    assert_eq!((later.why.as_str(), later.stuck), ("over the limit of 20 B a day by 1 B", false));
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub fn spend(queue: &[Candidate], facts: &Facts, passes: &[Time], options: &Opti
             }
             let verdict = take(candidate, &mut budget);
             item.remaining = budget.remaining();
+            item.stuck = verdict.as_ref().is_err_and(Over::is_hopeless);
             let taken = verdict.is_ok();
             (item.decision, item.why) = match verdict {
                 Ok(taken) => (Decision::Linked, why::linked(candidate, taken, item.rank, &due, options)),

@@ -57,7 +57,8 @@ pub fn over_limit(c: &Candidate, over: Over, options: &Options) -> String {
         (true, Period::Pass) if options.oversize => {
             "; larger than any pass, it goes when it is first and nothing is pending"
         }
-        (true, _) => "; it is larger than the whole limit",
+        (true, Period::Pass) => "; it is larger than the whole limit",
+        (true, _) => "; it is larger than the whole limit, so it stays here until that is raised",
     };
     let mut why = format!("over the limit of {} by {}{never}", show_limit(over.limit), show_size(over.by));
     if let Some(older) = c.replaces {

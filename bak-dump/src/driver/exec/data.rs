@@ -77,12 +77,14 @@ impl Read for Stream<'_> {
             if self.flow.over.load(Ordering::Relaxed) || self.flow.broken.load(Ordering::Relaxed) {
                 return Err(Error::other("it was ended"));
             }
+            // Looked at before the pipe is: what is read then was in it when the program ended, or came later.
+            let ended = self.flow.ended.get().is_some();
             let mut pipe = [PollFd::new(&self.pipe, PollFlags::IN)];
             match poll(&mut pipe, Some(&LOOK)) {
                 Ok(0) => {}
                 Ok(_) => {
                     let count = self.pipe.read(buffer)?;
-                    if self.flow.ended.get().is_some() {
+                    if ended {
                         self.late += count;
                         if self.late > PIPE_MAX {
                             return Err(Self::left_running());

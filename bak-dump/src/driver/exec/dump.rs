@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use serde_json::Map;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,6 +21,7 @@ use super::say::Said;
 use super::{Env, Exec, NOT_NOW, base, guest_line};
 use crate::driver::{Job, Made, Progress, Running};
 use crate::frames::Written;
+use crate::writers::writers;
 
 /// What the stream is written as until it has a name.
 const STREAM: &str = ".stream";
@@ -55,6 +57,7 @@ fn make(exec: &Exec, job: &Job, dir: &File) -> Result<Made> {
         let sha256 = Some(written.sha256);
         files.push(FileEntry { name: name.clone(), bytes: written.bytes, sha256, extra: Map::new() });
     }
+    closed(exec, dir, &said.files)?;
     for name in &said.files {
         files.push(finish(dir, name).with_context(|| format!("{} made no good file", exec.program))?);
     }
@@ -129,6 +132,23 @@ fn progress(said: &Said, flow: &Flow, job: &Job) -> Progress {
 
 fn size(file: &File) -> Result<u64> {
     Ok(file.metadata().context("cannot look at a file")?.len())
+}
+
+/// Makes sure that nobody writes to these files any more: a program that was left running would go on after they were hashed.
+fn closed(exec: &Exec, dir: &File, names: &[String]) -> Result<()> {
+    let mut inodes = HashMap::new();
+    for name in names {
+        if let Some(stat) = fsio::stat(dir.as_fd(), name)? {
+            inodes.insert((stat.st_dev, stat.st_ino), name);
+        }
+    }
+    if inodes.is_empty() {
+        return Ok(());
+    }
+    match writers(&inodes.keys().copied().collect()).iter().find_map(|inode| inodes.get(inode)) {
+        Some(name) => bail!("{} has ended, and left a program running that has {name} open for writing", exec.program),
+        None => Ok(()),
+    }
 }
 
 /// A file that the program made: looked at, flushed, hashed.
