@@ -94,9 +94,12 @@ struct Observe {
     /// `-`: guest records on standard input
     #[arg(value_name = "-", required = true, value_parser = ["-"])]
     input: String,
-    /// Print only what is to be dumped, stopped guests first
+    /// Print only what is to be dumped, stopped guests first; those that run and can't be dumped so are left out
     #[arg(long)]
     due: bool,
+    /// Print those too, last, for bak-dump to wait for (--retry-for), or to fail
+    #[arg(long, requires = "due")]
+    running: bool,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -279,7 +282,7 @@ pub fn run() -> Result<u8> {
     }
     match &command {
         Command::Check(args) => monitor::run(args),
-        Command::Observe(args) => observe::run(session, path, &args.places, args.due),
+        Command::Observe(args) => observe::run(session, path, &args.places, observe::Shown::of(args.due, args.running)),
         Command::Get(args) => {
             let chooser = Chooser::explicit(session, &args.picks, &args.guests)?;
             show::show(session, path, &chooser, &Only::default())

@@ -26,7 +26,35 @@ fn in_store(evidence: &Evidence, key: &GuestKey) -> InStore {
     }
 }
 
-pub fn run(session: &Session, path: &Path, places: &Places, due: bool) -> Result<u8> {
+/// Which guests are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    All,
+    /// Those to dump now.
+    Due,
+    /// And those to dump once they are stopped.
+    DueOrRunning,
+}
+
+impl Shown {
+    pub fn of(due: bool, running: bool) -> Self {
+        match (due, running) {
+            (false, _) => Self::All,
+            (true, false) => Self::Due,
+            (true, true) => Self::DueOrRunning,
+        }
+    }
+
+    fn has(self, status: Status) -> bool {
+        match self {
+            Self::All => true,
+            Self::Due => status == Status::BackupNecessary,
+            Self::DueOrRunning => matches!(status, Status::BackupNecessary | Status::Running),
+        }
+    }
+}
+
+pub fn run(session: &Session, path: &Path, places: &Places, shown: Shown) -> Result<u8> {
     let records = jsonl::read_all(&session.report, session.dry_run)?;
     let evidence = Evidence::gather(session, places)?;
     let (mut guests, mut dumps) = (Vec::new(), Vec::new());
@@ -44,7 +72,7 @@ pub fn run(session: &Session, path: &Path, places: &Places, due: bool) -> Result
     // Nothing listed is no news of anybody.
     let observed =
         if guests.is_empty() { Vec::new() } else { update(session, path, evidence, &mut guests, Look::AtAll)? };
-    print(session, dumps, guests, &observed, due)
+    print(session, dumps, guests, &observed, shown)
 }
 
 /// Brings the database up to date with what `guest` says, as `observe` without a store does.
@@ -147,19 +175,19 @@ fn annotate(session: &Session, guest: &mut Guest, observed: &Observed, evidence:
     }
 }
 
-fn print(session: &Session, dumps: Vec<Record>, guests: Vec<Guest>, observed: &[Observed], due: bool) -> Result<u8> {
+fn print(session: &Session, dumps: Vec<Record>, guests: Vec<Guest>, observed: &[Observed], shown: Shown) -> Result<u8> {
     let headings = &["vm", "name", "status", "state", "changed", "last dump", "last sent"];
     let mut out = Printer::new(session, headings);
     for record in dumps {
         out.add(|| Ok(to_line(&record)), Vec::new)?;
     }
     let mut rows: Vec<(Guest, &Observed)> = guests.into_iter().zip(observed).collect();
-    if due {
-        rows.retain(|(_, observed)| session.explain || observed.status == Status::BackupNecessary);
-        rows.sort_by_key(|(guest, observed)| (observed.status != Status::BackupNecessary, runs(guest)));
+    if shown != Shown::All {
+        rows.retain(|(_, observed)| session.explain || shown.has(observed.status));
+        rows.sort_by_key(|(guest, observed)| (!shown.has(observed.status), runs(guest)));
     }
     for (mut guest, observed) in rows {
-        if due && observed.status != Status::BackupNecessary {
+        if !shown.has(observed.status) {
             guest.skipped = Some(Skipped { why: format!("not due: {}", observed.why.as_str()) });
         }
         let times = (out.minute(guest.last_dump), out.minute(guest.last_sent));

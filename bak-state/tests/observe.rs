@@ -120,6 +120,9 @@ fn due_guests_stopped_first_and_dumps_pass() {
     let ran = observe(&kit, "--due --explain", &input.concat()).clean();
     assert_eq!(ran.column("vm"), ["old", "b", "a", "live", "runs"]);
     assert!(ran.records()[4]["skipped"]["why"].as_str().unwrap().contains("it runs"));
+    let ran = observe(&kit, "--due --running", &input.concat()).clean();
+    assert_eq!(ran.column("vm"), ["old", "b", "a", "live", "runs"]);
+    assert!(ran.records()[4].get("skipped").is_none(), "{}", ran.out);
     let ran = observe(&kit, "", &input.concat()).clean();
     assert_eq!(ran.column("vm"), ["old", "live", "runs", "b", "a"]);
 }
