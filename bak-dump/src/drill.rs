@@ -74,7 +74,8 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
     }
     let dir = notes_dir(request.store)?;
     let history = drills::read(&dir)?;
-    let seed = request.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+    // The same all day, so that a dry run shows what the run will do.
+    let seed = request.seed.unwrap_or_else(|| session.now.unix().unsigned_abs() / 86_400);
     let chosen = {
         let known: RefCell<HashMap<String, Result<(), String>>> = RefCell::default();
         let ask = |dump: &Dump| able(session, dump);
@@ -96,7 +97,10 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
         match (decision, &notes) {
             (Err(_), _) if !session.explain => continue,
             (Err(why), _) => dump.skipped = Some(Skipped { why: why.clone() }),
-            (Ok(why), None) => note(&mut dump, "drill", why, &[]),
+            (Ok(why), None) => {
+                drilled += 1;
+                note(&mut dump, "drill", why, &[]);
+            }
             (Ok(_), Some(notes)) => {
                 drilled += 1;
                 if !notes.outcome(request, place, entry, &mut dump)? {
@@ -106,7 +110,7 @@ pub fn run(session: &Session, request: &Request, place: &mut Place, dumps: Vec<E
         }
         told.tell(session, dump)?;
     }
-    if drilled == 0 && !session.dry_run && stop::caught().is_none() {
+    if drilled == 0 && stop::caught().is_none() {
         session.report.fail("drill", &anyhow!(nothing(&chosen)));
     }
     told.end(session)

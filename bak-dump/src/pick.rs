@@ -11,6 +11,18 @@ use bak_common::report::Kind;
 use bak_common::store::{Entry, Listing};
 use std::collections::BTreeMap;
 
+/// A dump that is there and not good: why.
+#[derive(Debug)]
+pub struct NotGood(String);
+
+impl std::fmt::Display for NotGood {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "this dump is not good: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotGood {}
+
 /// What was found.
 #[derive(Debug)]
 pub struct Picked<'a> {
@@ -57,7 +69,7 @@ pub fn by_id<'a>(listing: &'a Listing, id: &DumpId) -> Result<&'a Entry> {
     let entry = listing.find(id).context("there is no such dump")?;
     match &entry.fault {
         None => Ok(entry),
-        Some(why) => bail!("this dump is not good: {why}"),
+        Some(why) => Err(NotGood(why.clone()).into()),
     }
 }
 

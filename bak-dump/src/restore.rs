@@ -170,11 +170,13 @@ fn wanted(cli: &Cli, session: &Session, sources: &mut Sources, said: Vec<Dump>) 
             let Picked { entry, newest, passed } = pick::pick(listing, text)?;
             Ok((entry.clone(), newest, passed.cloned()))
         };
-        match sources.find(picked) {
+        match sources.find(text, picked) {
             Ok((at, (entry, newest, passed))) => {
                 if let Some(bad) = passed {
                     let (id, why) = (&bad.dump.id, bad.fault.as_deref().unwrap_or_default());
-                    let warning = format!("{id} is newer and not good ({why}): {} is taken", entry.dump.id);
+                    let elsewhere =
+                        if sources.are_many() { " (by its id it is looked for elsewhere, too)" } else { "" };
+                    let warning = format!("{id} is newer and not good ({why}): {} is taken{elsewhere}", entry.dump.id);
                     session.report.warn(text, &warning);
                 }
                 if newest {
@@ -187,7 +189,7 @@ fn wanted(cli: &Cli, session: &Session, sources: &mut Sources, said: Vec<Dump>) 
         }
     }
     for said in said {
-        match sources.find(|listing| pick::by_id(listing, &said.id).cloned()) {
+        match sources.find(said.id.as_str(), |listing| pick::by_id(listing, &said.id).cloned()) {
             Ok((at, entry)) => {
                 let more = origin::unknown(&entry, said);
                 add(at, entry, more);

@@ -102,7 +102,8 @@ fn a_copy_that_is_not_good_here_is_taken_from_there() {
     let file = far.dump("web");
     let id = put_dump(&far.kit.store(), "web", DAY, SIZE, json!({}));
     fs::remove_file(far.kit.store().join("web").join(file.file_name().unwrap())).unwrap();
-    far.restore(&[&id, "--to", "web.raw"]).clean();
+    let ran = far.restore(&[&id, "--to", "web.raw"]).expect(0);
+    ran.says(&format!("{id}: this dump is not good: its file")).says("is missing (in the store); that of box is taken");
     same(&far.kit.path("web.raw"), &file);
 }
 

@@ -340,6 +340,14 @@ fn a_bad_copy_on_a_mounted_destination() {
     run("bak-sync", &[]).clean();
     run("bak-verify", &["--from", "box", "--all", "--mark"]).clean();
     assert!(run("bak-link", &[]).clean().out.is_empty());
+    // The other way round: what is bad here comes back from there, by its id, and that is told.
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[99] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    run("bak-verify", &["--all", "--mark"]).expect(1);
+    let ran = run("bak-restore", &[&id, "--to", "back.raw"]).expect(0);
+    assert!(ran.err.contains("this dump is not good") && ran.err.contains("that of box is taken"), "{}", ran.err);
+    assert_eq!(fs::read(kit.path("back.raw")).unwrap(), noise(1, 5000));
 }
 
 #[test]

@@ -76,6 +76,20 @@ fn what_was_begun_costs_what_it_still_needs_and_what_failed_counts_in_its_day() 
     assert_eq!(note(&ran, "box", "db", 19)["why"], "over the limit of 1.3 KiB a day by 1 B");
 }
 
+/// Nobody would ever know else: limits of periods don't yield.
+#[test]
+fn what_no_day_can_carry_is_a_failure_that_only_a_person_can_mend() {
+    let kit = Kit::new();
+    kit.dump("web", &day(19), 1500);
+    kit.dump("db", &day(19), 100);
+    let ran = kit.link(&["--limit", "500", "--limit", "1000/day"]).expect(1);
+    assert_eq!(kit.pending(), ["db@20261119T020000Z"]);
+    ran.says("web@20261119T020000Z: over the limit of 1000 B a day by ")
+        .says("larger than the whole limit, so it stays here");
+    kit.link(&["--limit", "1700/day"]).clean();
+    assert_eq!(kit.pending().len(), 2);
+}
+
 #[test]
 fn a_newer_dump_replaces_one_that_was_not_begun_and_takes_its_place() {
     let kit = Kit::new();

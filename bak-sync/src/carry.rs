@@ -331,7 +331,11 @@ impl Pass<'_> {
         }
         match plan::missing(dump, place, text.len(), &self.listing) {
             Some(why) => {
-                bail!("its sidecar is over there, but {why}: remove that sidecar there, and it will be sent again")
+                bail!(
+                    "its sidecar is over there, but {why}; `bak-prune --dest {} {}` removes that, and then it is sent again",
+                    self.dest.name,
+                    dump.id
+                )
             }
             None => Ok(()),
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::fetch::{Budget, FetchArgs};
 use crate::origin::{self, Origin};
+use crate::pick::NotGood;
 use crate::place::Place;
 
 enum State<'a> {
@@ -65,6 +66,11 @@ impl<'a> Sources<'a> {
             .any(|(_, state)| matches!(state, State::New(Origin::Far(_)) | State::Opened(Place::There(_))))
     }
 
+    /// Whether there is more than one.
+    pub fn are_many(&self) -> bool {
+        self.places.len() > 1
+    }
+
     /// Whether what is known of this place is our own word.
     pub fn is_own(&self, at: usize) -> bool {
         self.own && at == 0
@@ -102,7 +108,8 @@ impl<'a> Sources<'a> {
 
     /// What `pick` finds in the first place that has it, and in which. Else why the first that was asked has it not. What is
     /// ambiguous in one place ends the search; a place that cannot be reached is a failure of its own, said once.
-    pub fn find<T>(&mut self, pick: impl Fn(&Listing) -> Result<T>) -> Result<(usize, T)> {
+    /// A copy that is not good is told where another one is taken, as that of `what`.
+    pub fn find<T>(&mut self, what: &str, pick: impl Fn(&Listing) -> Result<T>) -> Result<(usize, T)> {
         let (mut why, mut asked) = (None, Vec::new());
         for at in 0..self.places.len() {
             if matches!(self.places[at].1, State::Lost) {
@@ -118,7 +125,13 @@ impl<'a> Sources<'a> {
                 }
             };
             match picked {
-                Ok(found) => return Ok((at, found)),
+                Ok(found) => {
+                    if let Some(why) = why.filter(|error: &anyhow::Error| error.is::<NotGood>()) {
+                        let text = format!("{why:#} (in {}); that of {} is taken", asked[0], self.places[at].0);
+                        self.session.report.warn(what, &text);
+                    }
+                    return Ok((at, found));
+                }
                 Err(error) if status(&error) == Kind::Usage as u8 => return Err(error),
                 Err(error) => _ = why.get_or_insert(error),
             }

@@ -28,7 +28,7 @@ pub struct DrillArgs {
     /// All of the sample together may hold so much
     #[arg(long, value_name = "SIZE", default_value = "20G", requires = "drill")]
     pub max_bytes: Size,
-    /// Leave nothing to chance
+    /// Which of those that were never drilled [default: another one each day]
     #[arg(long, value_name = "N", requires = "drill")]
     pub seed: Option<u64>,
     #[command(flatten)]

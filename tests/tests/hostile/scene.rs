@@ -171,6 +171,8 @@ fn sidecars() -> Vec<(&'static str, Vec<u8>)> {
         ("huge", huge.into_bytes()),
         ("sum", text(record("sum", sum))),
         ("double", double.into_bytes()),
+        // Whatever that will mean.
+        ("newer", text(record("newer", json!({"v": 2})))),
         ("latin", latin),
         ("empty", Vec::new()),
         ("null", b"null".to_vec()),
