@@ -213,7 +213,7 @@ impl Outbox {
 }
 
 impl Outbox {
-    /// The same for a dump whose copy over there was found bad, if it counts as sent; that of one which we removed there does.
+    /// [`Self::unsend`] for a dump whose copy over there was found bad; not for one that bak-prune has removed there.
     pub fn disown(&self, dump: &Dump) -> Result<()> {
         match self.sent(dump)? {
             Some(sent) if sent.same(dump) && !self.was_pruned(&sent) => self.unsend(dump),

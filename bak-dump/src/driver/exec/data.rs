@@ -18,8 +18,8 @@ use crate::frames::{self, LEVEL, Written};
 /// How often to look whether all is over.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// How long after the end of the program the end of its stream may come.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long after the end of the program the end of its stream may come, and of what it left running with its files.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// No pipe holds more.
 const PIPE_MAX: usize = 1 << 20;

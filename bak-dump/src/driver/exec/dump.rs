@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::data::{self, Flow};
 use super::say::Said;
@@ -145,10 +145,14 @@ fn closed(exec: &Exec, dir: &File, names: &[String]) -> Result<()> {
     if inodes.is_empty() {
         return Ok(());
     }
-    match writers(&inodes.keys().copied().collect()).iter().find_map(|inode| inodes.get(inode)) {
-        Some(name) => bail!("{} has ended, and left a program running that has {name} open for writing", exec.program),
-        None => Ok(()),
+    let (wanted, begun) = (inodes.keys().copied().collect(), Instant::now());
+    while let Some(name) = writers(&wanted).iter().find_map(|inode| inodes.get(inode)) {
+        if begun.elapsed() > data::GRACE {
+            bail!("{} has ended, and left a program running that has {name} open for writing", exec.program);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
+    Ok(())
 }
 
 /// A file that the program made: looked at, flushed, hashed.
