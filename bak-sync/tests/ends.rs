@@ -3,7 +3,7 @@
 
 mod common;
 
-use bak_tests::clock::Clock;
+use bak_tests::clock::{Clock, hour};
 use bak_tests::process::wait_for;
 use bak_tests::{Ran, check_store, noise};
 use common::ending::{arrives, ended, half_changed, kill, killed, nothing_runs, running, start};
@@ -221,11 +221,11 @@ fn lasts_until_its_time(place: Place) {
     let so_far = attempt["wire_out"].as_u64().unwrap();
     assert!((100_000..2_500_000).contains(&so_far), "{so_far}");
     // Together with a limit, whichever comes first.
-    let ran = place.sync(["--until", "00:00", "--limit", "300K", "--tz", "UTC"]).clean();
+    let ran = place.sync(["--until", &hour(6), "--limit", "300K", "--tz", "UTC"]).clean();
     // One that is larger than a pass goes after the others.
     assert_eq!(ran.column("id"), [db.as_str(), web.as_str()]);
     assert!(ran.records()[1]["skipped"]["why"].as_str().unwrap().contains("the limit of 300 KiB"), "{}", ran.out);
-    let ran = place.sync(["--until", "00:00"]).clean();
+    let ran = place.sync(["--until", &hour(6), "--tz", "UTC"]).clean();
     assert_eq!(ran.column("id"), [web.as_str()]);
     let sent = &ran.records()[0]["sent"]["box"];
     assert!(sent["wire_out"].as_u64().unwrap() < 4_400_000 && sent["passes"] == 3, "{sent}");

@@ -2,6 +2,7 @@
 
 mod common;
 
+use bak_tests::clock::hour;
 use bak_tests::{Ran, noise};
 use common::{DAY1, Place};
 use serde_json::{Value, json};
@@ -75,11 +76,14 @@ fn the_figures_of_a_pass_are_in_the_ledger_and_in_the_log() {
 
 #[test]
 fn a_terminal_shows_two_lines_that_fit_and_what_came_of_the_pass() {
-    for (columns, shown) in [(80, ["of 1.9 MiB", "until 23:59"]), (60, ["/s", "a pass"])] {
+    let until = hour(6);
+    for (columns, shown) in [(80, ["of 1.9 MiB", &format!("until {until}")]), (60, ["/s", "a pass"])] {
         let place = Place::new(false);
         place.wait_with("web", DAY1, &noise(1, 2_000_000), json!({"rank": 1}));
         place.wait_there("db", DAY1, 1000, json!({"rank": 2}));
-        let ran = on_terminal(&place, columns, ["--bwlimit", "600K", "--limit", "10M", "--until", "23:59"]).clean();
+        let ran =
+            on_terminal(&place, columns, ["--bwlimit", "600K", "--limit", "10M", "--until", &until, "--tz", "UTC"])
+                .clean();
         let lines = drawn(&ran.out);
         let find = |what: &str| lines.iter().any(|line| line.contains(what));
         assert!(lines.iter().all(|line| line.chars().count() <= 2 * columns as usize), "{lines:?}");

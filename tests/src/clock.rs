@@ -4,6 +4,13 @@ use crate::Kit;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The full hour so many hours from the true time, in UTC, as in `06:00`: for what must not be now, whenever the tests run.
+pub fn hour(from_now: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 3600;
+    format!("{:02}:00", (now + from_now) % 24)
+}
 
 pub struct Clock {
     file: PathBuf,
