@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """report.py DIR MACHINE COMMIT QUICK: what scripts/bench has measured (`rows` and `grown` here), as a table on standard output, and
-in DIR as bench.json, bench.md, ratios.svg and growth.svg."""
+in DIR as bench.json, bench.md, ratios.svg and growth.svg. What was not measured now is taken from DIR's bench.json, if that is of the
+same machine: so the parts can be run one by one."""
 import datetime
 import json
 import math
@@ -40,15 +41,23 @@ def quoted(text):
     return '"' + text.replace('"', "'").replace("_", "\\\\_") + '"'
 
 
+date = datetime.date.today().isoformat()
 rows = []
 for what, bak, bare, ratio, goal in lines("rows"):
     rows.append({"what": what, "bak": float(bak), "bare": number(bare), "ratio": number(ratio), "goal": goal.strip("-") or None,
-                 "met": met(float(bak), number(ratio), goal)})
-grown = [{"what": name, "size": int(size), "cpu_s": float(cpu), "wall_s": float(wall), "mib": float(mib)}
+                 "met": met(float(bak), number(ratio), goal), "date": date, "commit": commit})
+grown = [{"what": name, "size": int(size), "cpu_s": float(cpu), "wall_s": float(wall), "mib": float(mib), "date": date, "commit": commit}
          for size, name, cpu, wall, mib in lines("grown")]
-date = datetime.date.today().isoformat()
+try:
+    before = json.load(open(f"{out}/bench.json"))
+except (OSError, ValueError):
+    before = {}
+if (before.get("machine"), before.get("quick")) == (machine, quick != "no"):
+    now = {row["what"] for row in rows}
+    rows = [row for row in before["rows"] if row["what"] not in now] + rows
+    grown = grown or before["growth"]
 with open(f"{out}/bench.json", "w") as file:
-    json.dump({"date": date, "commit": commit, "machine": machine, "quick": quick != "no", "rows": rows, "growth": grown}, file, indent=1)
+    json.dump({"machine": machine, "quick": quick != "no", "rows": rows, "growth": grown}, file, indent=1)
     file.write("\n")
 
 def figure(value):
@@ -121,7 +130,8 @@ with open(f"{out}/bench.md", "w") as file:
     print("# Benchmarks\n", file=file)
     print("Made by `scripts/bench --publish`; `scripts/bench --quick` gives an impression in three minutes. Each figure is beside the bare tool or a "
           "peer in the same run. The ratio is bak's figure to theirs, or the other way round where it says x.\n", file=file)
-    print(f"Last full run: {date}, at {commit}; {machine}.\n" if quick == "no" else f"A quick run ({date}, {commit}, {machine}): a tenth of the sizes "
+    runs = ", ".join(sorted({f"{row.get('date', date)} at {row.get('commit', commit)}" for row in rows + grown}))
+    print(f"Measured {runs}; {machine}.\n" if quick == "no" else f"A quick run ({date}, {commit}, {machine}): a tenth of the sizes "
           "that are named, once each. Not to be relied on.\n", file=file)
     print(markdown(heads, shown), file=file)
     print("\n![ratios](scripts/bench.d/ratios.svg)\n\n## Growth\n", file=file)
