@@ -636,3 +636,18 @@ fn none_kept_for_a_look_is_said_so() {
     let ran = prune(&kit, ["store", "--keep-last", "2", "--keep-failed", "0"]).clean();
     assert_eq!(ran.records()[0]["prune"]["reasons"][0], "its result is failed, and none such is kept for a look");
 }
+
+/// Whatever a newer bak means by it: it counts for nothing, and keeps what would be judged by counting.
+#[test]
+fn a_sidecar_of_a_newer_version_is_not_counted() {
+    let kit = Kit::new();
+    let old = kit.dump("web", "2026-11-18T01:00:00Z", 100);
+    kit.dump("web", "2026-11-19T01:00:00Z", 100);
+    let newer = kit.store().join("web/web-20261119T010000Z.dump.json");
+    let text = fs::read_to_string(&newer).unwrap();
+    assert!(text.contains("\"v\":1"));
+    fs::write(&newer, text.replace("\"v\":1", "\"v\":2")).unwrap();
+    let ran = kit.run("bak-prune", ["store", "--keep-last", "1", "--now", NOW]).expect(1);
+    ran.says("web-20261119T010000Z.dump.json").says("it has version 2, which a newer bak wrote");
+    assert_eq!(check_store(&kit.store()).whole.iter().filter(|id| **id == old).count(), 1);
+}

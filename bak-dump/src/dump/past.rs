@@ -16,6 +16,7 @@ pub struct Past {
     pub good: bool,
 }
 
+/// The dumps of all guests.
 #[derive(Debug)]
 pub struct Pasts {
     of: HashMap<GuestKey, Vec<Past>>,
